@@ -1,0 +1,276 @@
+"""The configuration of a run: typed, complete, and strict about unknown keys.
+
+Precedence: defaults < recipe or file < command line. Nothing here looks at the data; what it refuses has exit code 2.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import operator
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, create_model
+
+from longtail.data.settings import DATA_NAMES, DataSettings
+from longtail.errors import ConfigError, nearest, unknown_name
+from longtail.methods import METHODS
+from longtail.models import BACKBONES
+from longtail.models.network import ModelSettings
+from longtail.settings import Settings, Time, resolve_time
+
+NUMBERS_VERSION = 1
+"""Raised by every change that moves numbers; rows of different versions are never averaged."""
+
+
+class ViewSettings(Settings):
+    """``views.*``: the augmentation of each role, by name."""
+
+    classification: str = "crop-flip"
+    contrastive: str = "contrastive"
+
+
+class OptimSettings(Settings):
+    """``optim.*``: stochastic gradient descent and its schedule. Times are fractions of the run or epochs."""
+
+    epochs: int = Field(200, ge=1)
+    batch: int = Field(256, ge=2)
+    lr: float = Field(0.15, gt=0, allow_inf_nan=False)
+    schedule: Literal["step", "cosine", "onecycle"] = "step"
+    warmup_epochs: Time = 0.025
+    milestones: tuple[Time, ...] = (0.8, 0.9)
+    decay: float = Field(0.1, gt=0, le=1)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = False
+    weight_decay: float = Field(5e-4, ge=0)
+
+    def resolved(self) -> dict[str, Any]:
+        """The times in epochs: ``{"warmup_epochs": 1, "milestones": [16, 18]}``."""
+        return {
+            "warmup_epochs": resolve_time(self.warmup_epochs, self.epochs, round_up=True),
+            "milestones": [resolve_time(time, self.epochs) for time in self.milestones],
+        }
+
+
+class RunSettings(Settings):
+    """``run.*``: how it is computed; nothing here may move the result (the thread count, by summation order, does)."""
+
+    device: str = "auto"
+    threads: int | None = Field(None, ge=1)
+    workers: int = Field(0, ge=0, le=64)
+    compile: Literal["auto"] | bool = "auto"
+    checkpoint_minutes: float = Field(5.0, gt=0)
+    evaluate_every: int = Field(1, ge=1)
+
+
+def _named(name: str) -> type[Settings]:
+    entry = METHODS[name]
+    fields: dict[str, Any] = {"name": (Literal[name], name)}
+    for key, value in entry.defaults.items():
+        fields[key] = (entry.settings.model_fields[key].rebuild_annotation(), value)
+    made: type[Settings] = create_model(f"{name}-settings", __base__=entry.settings, **fields)
+    return made
+
+
+METHOD_SETTINGS: dict[str, type[Settings]] = {name: _named(name) for name in METHODS}
+"""For each method its settings with the defaults that its name stands for, and the field ``name``."""
+
+if TYPE_CHECKING:
+    AnyMethodSettings = Settings
+else:
+    AnyMethodSettings = Annotated[functools.reduce(operator.or_, METHOD_SETTINGS.values()), Field(discriminator="name")]
+
+
+class Config(Settings):
+    """Everything that a run depends on. ``seed`` keys every draw but the subset, which has ``data.subset_seed``."""
+
+    seed: int = Field(0, ge=0, lt=2**31)
+    out: str | None = None
+    init: str | None = None
+    data: DataSettings
+    views: ViewSettings = ViewSettings()
+    model: ModelSettings = ModelSettings()
+    method: AnyMethodSettings
+    optim: OptimSettings = OptimSettings()
+    run: RunSettings = RunSettings()
+
+    @property
+    def method_name(self) -> str:
+        """The name under which the method stands in ``METHODS``."""
+        return str(self.method.name)  # type: ignore[attr-defined]
+
+    @property
+    def recipe(self) -> str:
+        """``DATASET/METHOD``."""
+        return f"{self.data.name}/{self.method_name}"
+
+    def plain(self) -> dict[str, Any]:
+        """As nested built-in types, complete, ready for YAML or JSON."""
+        return self.model_dump(mode="json")
+
+    def key(self) -> str:
+        """A short digest of all that the result depends on: not the folder, nor how it is computed."""
+        kept = self.plain()
+        for name in ("out", "run"):
+            kept.pop(name)
+        for name in ("path", "download"):
+            kept["data"].pop(name)
+        text = json.dumps(kept, sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+
+
+def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
+    """``["optim.epochs=20", "seed=1"]`` as a nested dict; values are read as YAML scalars or lists.
+
+    Raises ConfigError for what is not ``key=value``.
+    """
+    nested: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"'{assignment}' is not of the form key=value.", hint="Example: optim.epochs=20")
+        try:
+            value = yaml.safe_load(text) if text else None
+        except yaml.YAMLError:
+            raise ConfigError(
+                f"The value of '{key}' cannot be read: {text}", hint="Quote it, or use a plain value."
+            ) from None
+        parts = key.strip().split(".")
+        place = nested
+        for part in parts[:-1]:
+            place = place.setdefault(part, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"'{key}' is below a key that already has a value.")
+        place[parts[-1]] = value
+    return nested
+
+
+def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dicts laid over each other, later over earlier; lists are replaced whole."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            if isinstance(value, Mapping) and isinstance(merged.get(key), dict):
+                merged[key] = merge(merged[key], value)
+            else:
+                merged[key] = merge(value) if isinstance(value, Mapping) else value
+    return merged
+
+
+def known_keys(method: str | None = None) -> list[str]:
+    """Every key there is (for one method, or for all): ``["seed", ..., "data.name", ...]``."""
+    keys: list[str] = []
+    for name, field in Config.model_fields.items():
+        if name == "method":
+            chosen = [METHOD_SETTINGS[method]] if method in METHOD_SETTINGS else list(METHOD_SETTINGS.values())
+            keys += sorted({f"method.{inner}" for settings in chosen for inner in settings.model_fields})
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += [f"{name}.{inner}" for inner in field.annotation.model_fields]
+        else:
+            keys.append(name)
+    return keys
+
+
+def build_config(values: Mapping[str, Any]) -> Config:
+    """A checked Config from nested values; raises ConfigError naming every key that is wrong and what it may be."""
+    _check_names(values)
+    try:
+        config = Config.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError(_explain(error, values)) from None
+    if config.model.backbone not in BACKBONES:
+        raise unknown_name("backbone", config.model.backbone, BACKBONES)
+    return config
+
+
+def _check_names(values: Mapping[str, Any]) -> None:
+    """Unknown keys and names are told with their nearest match before anything else is looked at."""
+    for group, inner in values.items():
+        if group not in Config.model_fields:
+            _unknown_key(group)
+        is_group = any(key.startswith(f"{group}.") for key in known_keys())
+        if is_group and not isinstance(inner, Mapping):
+            raise ConfigError(f"'{group}' is a group of keys.", hint=f"Set one of them, e.g. {_example(group)}=...")
+        if not is_group and isinstance(inner, Mapping):
+            raise ConfigError(f"'{group}' is a single key, not a group.")
+    data, method = values.get("data", {}), values.get("method", {})
+    for kind, given, table in (("data set", data.get("name"), DATA_NAMES), ("method", method.get("name"), METHODS)):
+        if given is None:
+            raise ConfigError(f"No {kind} is named.", hint="Start from a recipe: longtail recipes lists them.")
+        if given not in table:
+            raise unknown_name(kind, str(given), table)
+    known = known_keys(method["name"])
+    for group, inner in values.items():
+        if isinstance(inner, Mapping):
+            for name in inner:
+                if f"{group}.{name}" not in known:
+                    _unknown_key(f"{group}.{name}", known, method["name"])
+
+
+def _unknown_key(key: str, known: Iterable[str] | None = None, method: str | None = None) -> None:
+    names = list(known if known is not None else known_keys())
+    last = key.rpartition(".")[2]
+    match = nearest(key, names) or next((name for name in names if name.rpartition(".")[2] == last), None)
+    where = f" of method '{method}'" if method and key.startswith("method.") else ""
+    hint = f"Did you mean '{match}'?" if match else "longtail schema lists every key."
+    raise ConfigError(f"Unknown key '{key}'{where}.", hint=hint)
+
+
+def _example(group: str) -> str:
+    return next(key for key in known_keys() if key.startswith(f"{group}."))
+
+
+def _explain(error: ValidationError, values: Mapping[str, Any]) -> str:
+    lines: dict[str, list[str]] = {}
+    for problem in error.errors():
+        place = [str(part) for part in problem["loc"]]
+        if place and place[0] == "method" and len(place) > 1 and place[1] in METHODS:
+            place.pop(1)
+        key = ".".join(place[:2]) if place[0] in values and isinstance(values[place[0]], Mapping) else place[0]
+        message = problem["msg"].removeprefix("Value error, ")
+        lines.setdefault(key, [])
+        text = message[0].lower() + message[1:]
+        if text not in lines[key]:
+            lines[key].append(text)
+    shown = []
+    for key, messages in lines.items():
+        group, _, name = key.partition(".")
+        given = values.get(group, {}).get(name) if name else values.get(group)
+        shown.append(f"{key}={given!r}: {', or '.join(messages)}.")
+    return "\n".join(shown)
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """The nested values of a YAML file; raises ConfigError naming the line that cannot be read."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"The configuration {path} cannot be read: {error.strerror}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from None
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ConfigError(f"{path} is not a mapping of keys to values.", hint="Example:\noptim:\n  epochs: 20")
+    return values
+
+
+def differences(one: Config, other: Config) -> list[str]:
+    """The keys in which two configs differ, but for the folder and how often they save."""
+    ignored = {"out", "run.checkpoint_minutes", "run.workers", "run.threads", "data.download"}
+    first, second = one.plain(), other.plain()
+    found = []
+    for group in first:
+        if isinstance(first[group], dict):
+            names = sorted(first[group].keys() | second[group].keys())
+            missing = object()
+            found += [
+                f"{group}.{name}"
+                for name in names
+                if first[group].get(name, missing) != second[group].get(name, missing)
+            ]
+        elif first[group] != second[group]:
+            found.append(group)
+    return [key for key in found if key not in ignored]

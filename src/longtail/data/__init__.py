@@ -1,0 +1,21 @@
+"""Data: sources, the long tail, sampling, views."""
+
+from longtail.data.arrays import from_arrays
+from longtail.data.images import ImageSet, Source
+from longtail.data.longtail import ClassStats, class_counts, effective_number_probabilities, subsample
+from longtail.data.prepare import Prepared, prepare
+from longtail.data.sources import SOURCES, load_source
+
+__all__ = [
+    "SOURCES",
+    "ClassStats",
+    "ImageSet",
+    "Prepared",
+    "Source",
+    "class_counts",
+    "effective_number_probabilities",
+    "from_arrays",
+    "load_source",
+    "prepare",
+    "subsample",
+]

@@ -1,0 +1,48 @@
+"""What passes between data and methods: a batch, what a method needs of it, and where training stands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from longtail.rng import generator
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's images: ``views``, each (B, 3, H, W) float32 normalized; ``target`` (B,) int64; ``index`` (B,) int64,
+    positions in the training set; ``partner``, a second batch of B images drawn by the method's partner sampler."""
+
+    views: tuple[Tensor, ...]
+    target: Tensor
+    index: Tensor
+    partner: Batch | None = None
+
+
+@dataclass(frozen=True)
+class DataNeeds:
+    """The views a method wants of each image, by role (a key of ``views.*``), and how its partners are drawn.
+
+    A method gets exactly this: a view that is not declared is not made.
+    """
+
+    views: tuple[str, ...] = ("classification",)
+    sampler: str = "shuffle"
+    partner_views: tuple[str, ...] = ()
+    partner_sampler: str = "class_balanced"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands: all that a schedule or a draw may depend on. Steps and epochs count from 0."""
+
+    step: int
+    epoch: int
+    epochs: int
+    seed: int
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """A generator for one purpose in this step."""
+        return generator(self.seed, purpose, self.step)

@@ -1,0 +1,82 @@
+"""The two containers that every data source returns."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSet:
+    """Images of one split, stacked.
+
+    ``images`` (N, 3, H, W) uint8; ``labels`` (N,) int64 in [0, C). Optional, per image: ``masks`` (N, H, W) bool, true
+    on the object; ``backgrounds`` (N,) int64, the background family; ``ids``, a name to find the image again by
+    (default: its position in the source, which ``source_index`` keeps through subsets).
+    """
+
+    images: Tensor
+    labels: Tensor
+    source_index: Tensor
+    masks: Tensor | None = None
+    backgrounds: Tensor | None = None
+    ids: Sequence[str] | None = None
+
+    def __len__(self) -> int:
+        return int(self.labels.shape[0])
+
+    def subset(self, indices: Tensor) -> ImageSet:
+        """The images at ``indices`` (n,) int64, in that order."""
+        return ImageSet(
+            images=self.images[indices],
+            labels=self.labels[indices],
+            source_index=self.source_index[indices],
+            masks=None if self.masks is None else self.masks[indices],
+            backgrounds=None if self.backgrounds is None else self.backgrounds[indices],
+            ids=None if self.ids is None else [self.ids[int(i)] for i in indices],
+        )
+
+    def to(self, device: torch.device) -> ImageSet:
+        """The same set on another device (images, labels, masks, backgrounds)."""
+        return dataclasses.replace(
+            self,
+            images=self.images.to(device),
+            labels=self.labels.to(device),
+            masks=None if self.masks is None else self.masks.to(device),
+            backgrounds=None if self.backgrounds is None else self.backgrounds.to(device),
+        )
+
+    def counts(self, classes: int) -> list[int]:
+        """Images per class, of length ``classes``."""
+        return [int(n) for n in torch.bincount(self.labels.cpu(), minlength=classes)]
+
+    def fingerprint(self) -> str:
+        """A digest of pixels and labels: equal sets have equal fingerprints on every machine."""
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update(repr(tuple(self.images.shape)).encode())
+        # A flat view instead of bytes: a copy of the pixels would double the memory of the largest tensor there is.
+        digest.update(self.images.cpu().contiguous().numpy().reshape(-1).data)
+        digest.update(self.labels.cpu().contiguous().numpy().reshape(-1).data)
+        return digest.hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What a data source holds before any long tail is cut from it.
+
+    ``mean`` and ``std`` (3 floats each, of pixels in [0, 1]) are published constants where the source has them, else
+    None: they are then computed from the training images that are kept.
+    """
+
+    name: str
+    class_names: Sequence[str]
+    train: ImageSet
+    val: ImageSet | None
+    test: ImageSet | None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    background_names: Sequence[str] | None = None

@@ -1,0 +1,98 @@
+"""Batches as a pure function of the step: plan, views and partner all come from keyed draws."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from longtail.data.batch import Batch, DataNeeds, Progress
+from longtail.data.images import ImageSet
+from longtail.data.sampling import SAMPLERS, epoch_plan
+from longtail.data.views import View
+from longtail.rng import generator
+
+
+class Loader:
+    """Makes the batch of any step of any epoch, alone.
+
+    The images stay stacked on one device as uint8; ``views`` maps a role to its augmentation. With ``workers`` > 0
+    that many threads make batches ahead; the batches are the same.
+    """
+
+    def __init__(
+        self,
+        train: ImageSet,
+        needs: DataNeeds,
+        views: Mapping[str, View],
+        *,
+        batch: int,
+        epochs: int,
+        seed: int,
+        workers: int = 0,
+    ) -> None:
+        self.train, self.needs, self.views = train, needs, views
+        self.batch_size, self.epochs, self.seed, self.workers = batch, epochs, seed, workers
+        self.labels = train.labels.cpu()
+        self._plans: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
+        self.steps_per_epoch = len(self.plan(0)[0])
+
+    def progress(self, step: int) -> Progress:
+        """The place of a step, counted from 0 over the whole run."""
+        return Progress(step, step // self.steps_per_epoch, self.epochs, self.seed)
+
+    def plan(self, epoch: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Index lists of an epoch's batches, and of their partners where the method wants any."""
+        if epoch not in self._plans:
+            self._plans = {epoch: self._draw_plan(epoch)}
+        return self._plans[epoch]
+
+    def _draw_plan(self, epoch: int) -> tuple[list[Tensor], list[Tensor]]:
+        own, order = SAMPLERS[self.needs.sampler], generator(self.seed, "order", epoch)
+        batches = epoch_plan(self.labels, self.batch_size, order, sampler=own)
+        if not self.needs.partner_views:
+            return batches, []
+        sampler, order = SAMPLERS[self.needs.partner_sampler], generator(self.seed, "partner order", epoch)
+        drawn = sampler(self.labels, len(self.train), order)
+        return batches, list(torch.split(drawn, [len(indices) for indices in batches]))
+
+    def batch(self, step: int, *, with_partner: bool) -> Batch:
+        """The batch of a step; its partner only where the method says that this step uses one."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        batches, partners = self.plan(epoch)
+        partner = None
+        if with_partner:
+            partner = self._make(partners[position], self.needs.partner_views, "partner view", step)
+        return self._make(batches[position], self.needs.views, "view", step, partner)
+
+    def _make(
+        self, indices: Tensor, roles: Sequence[str], purpose: str, step: int, partner: Batch | None = None
+    ) -> Batch:
+        placed = indices.to(self.train.images.device)
+        images = self.train.images[placed]
+        views = tuple(
+            self.views[role](images, generator(self.seed, purpose, number, step)) for number, role in enumerate(roles)
+        )
+        return Batch(views, self.train.labels[placed], indices, partner)
+
+    def iterate(self, start: int, stop: int, wants_partner: Callable[[Progress], bool]) -> Iterator[Batch]:
+        """The batches of steps ``start`` to ``stop`` - 1, made ahead by threads where ``workers`` > 0."""
+
+        def make(step: int) -> Batch:
+            return self.batch(step, with_partner=wants_partner(self.progress(step)))
+
+        if not self.workers:
+            yield from map(make, range(start, stop))
+            return
+        with ThreadPoolExecutor(self.workers, thread_name_prefix="longtail-batch") as pool:
+            ahead: deque[Future[Batch]] = deque()
+            for step in range(start, min(start + self.workers, stop)):
+                ahead.append(pool.submit(make, step))
+            for step in range(start + self.workers, stop + self.workers):
+                batch = ahead.popleft().result()
+                if step < stop:
+                    ahead.append(pool.submit(make, step))
+                yield batch

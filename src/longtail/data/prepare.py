@@ -1,0 +1,159 @@
+"""From a source to what a run trains on: the tail is cut, splits are settled, statistics taken."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from longtail.data.arrays import pixel_statistics
+from longtail.data.images import ImageSet, Source
+from longtail.data.longtail import ClassStats, class_counts, hold_out_validation, subsample
+from longtail.errors import ConfigError, DataError
+from longtail.rng import numpy_generator
+
+HELD_OUT_FRACTION = 0.2
+
+EvaluatedOn = Literal["test", "val", "held-out"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """The data of a run.
+
+    ``evaluation`` is what results are reported on and ``evaluated_on`` says what it is. ``val``, where there is one,
+    is a set apart from it that selects. ``stats`` counts the training images that are left after every split.
+    ``mean`` and ``std`` are 3 floats each, for pixels in [0, 1]. ``fingerprint`` digests all sets and class names.
+    """
+
+    name: str
+    class_names: list[str]
+    train: ImageSet
+    val: ImageSet | None
+    evaluation: ImageSet
+    evaluated_on: EvaluatedOn
+    stats: ClassStats
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    notes: list[str]
+    fingerprint: str
+    background_names: list[str] | None = None
+
+
+def prepare(
+    source: Source,
+    *,
+    imbalance: float | None,
+    profile: str = "exp",
+    subset_seed: int = 0,
+    val: int = 0,
+    allow_empty: bool = False,
+) -> Prepared:
+    """Cut the long tail and settle the splits.
+
+    ``imbalance`` None keeps the source's own distribution; a number cuts ``profile`` down from the largest class.
+    ``val`` takes that many images a class from training for selection. A test split is reported, and the source's
+    own val then selects; with val only, it is reported as val; with neither, a stratified fifth of the training
+    images is held out first, before the tail is cut, and reported as held-out.
+    Raises :class:`ConfigError` if ``val`` is negative or the source has a val split of its own, :class:`DataError`
+    for too few images, or classes without a training image unless ``allow_empty``.
+    """
+    if val < 0:
+        raise ConfigError(f"data.val is {val}; it is a number of images a class.")
+    if val and source.val is not None:
+        raise ConfigError(
+            f"data.val={val} takes validation images from training, but {source.name} has a val split of its own.",
+            hint="Leave data.val out: that split selects.",
+        )
+    names = list(source.class_names)
+    notes: list[str] = []
+    pool = source.train
+    evaluated_on: EvaluatedOn = "test"
+    evaluation, selection = source.test, source.val
+    if evaluation is None and source.val is not None:
+        evaluation, evaluated_on, selection = source.val, "val", None
+        notes.append(f"{source.name} has no test split: its val split is reported, as val")
+    elif evaluation is None:
+        kept, held = _hold_out(pool, len(names), subset_seed)
+        pool, evaluation, evaluated_on = pool.subset(kept), pool.subset(held), "held-out"
+        notes.append(f"{source.name} has neither test nor val: {len(held)} training images are held out and reported")
+    chosen, unused = _cut(pool, names, imbalance, profile, subset_seed)
+    if val:
+        chosen, taken, said = hold_out_validation(pool.labels, chosen, unused, val, subset_seed, class_names=names)
+        selection = pool.subset(taken)
+        notes += said
+    # Most sources are used whole; indexing would copy them once more.
+    train = pool if imbalance is None and not val else pool.subset(chosen)
+    counts = train.counts(len(names))
+    notes += check_classes(counts, names, allow_empty)
+    mean, std = (
+        pixel_statistics(train.images) if source.mean is None or source.std is None else (source.mean, source.std)
+    )
+    return Prepared(
+        name=source.name,
+        class_names=names,
+        train=train,
+        val=selection,
+        evaluation=evaluation,
+        evaluated_on=evaluated_on,
+        stats=ClassStats(counts),
+        mean=mean,
+        std=std,
+        notes=notes,
+        fingerprint=_fingerprint(names, train, selection, evaluation),
+        background_names=None if source.background_names is None else list(source.background_names),
+    )
+
+
+def check_classes(counts: Sequence[int], class_names: Sequence[str], allow_empty: bool) -> list[str]:
+    """Refuse classes without training images (:class:`DataError`), or note them if ``allow_empty``."""
+    empty = [name for name, n in zip(class_names, counts, strict=True) if n == 0]
+    if len(empty) == len(counts):
+        raise DataError("There is no training image at all.")
+    if not empty:
+        return []
+    listed = ", ".join(f"'{name}'" for name in empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
+    what = f"{'class' if len(empty) == 1 else 'classes'} without training images: {listed}"
+    if allow_empty:
+        return [f"{len(empty)} {what}"]
+    raise DataError(
+        f"There {'is' if len(empty) == 1 else 'are'} {len(empty)} {what}.",
+        hint="Lower data.imbalance or data.val, add images, or accept it with data.allow_empty=true.",
+    )
+
+
+def _cut(pool: ImageSet, names: list[str], imbalance: float | None, profile: str, seed: int) -> tuple[Tensor, Tensor]:
+    if imbalance is None:
+        return torch.arange(len(pool)), torch.empty(0, dtype=torch.int64)
+    counts = class_counts(max(pool.counts(len(names))), len(names), imbalance, profile)
+    return subsample(pool.labels, counts, seed, class_names=names)
+
+
+def _hold_out(pool: ImageSet, classes: int, seed: int) -> tuple[Tensor, Tensor]:
+    """(kept, held) indices: a fifth of each class, at least one image of a class that has two or more."""
+    held = []
+    for k in range(classes):
+        mine = torch.nonzero(pool.labels == k).flatten()
+        share = max(1, round(HELD_OUT_FRACTION * len(mine))) if len(mine) > 1 else 0
+        order = numpy_generator(seed, "held-out", k).permutation(len(mine))
+        held.append(mine[torch.from_numpy(order[:share])])
+    taken = torch.cat(held).sort().values
+    if len(taken) == 0:
+        raise DataError(
+            "There is neither a test nor a val split, and no class has two images to hold one out.",
+            hint="Add a test split.",
+        )
+    everything = torch.arange(len(pool))
+    return everything[~torch.isin(everything, taken)], taken
+
+
+def _fingerprint(names: list[str], *sets: ImageSet | None) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update("\0".join(names).encode())
+    for part in sets:
+        digest.update(b"-" if part is None else part.fingerprint().encode())
+    return digest.hexdigest()

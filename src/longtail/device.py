@@ -1,0 +1,33 @@
+"""Where tensors live. The only file that names an accelerator."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import torch
+
+from longtail.errors import ConfigError
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of ``run.device``: ``auto`` takes CUDA, then MPS, then the CPU.
+
+    Raises ConfigError for a name that PyTorch does not know or a device that is not there.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"run.device={name} cannot be used: {reason}", hint="Use auto or cpu.") from None
+    return device
+
+
+def cpu_compiler() -> str | None:
+    """The C++ compiler that torch.compile needs on a CPU, or None."""
+    return shutil.which(os.environ.get("CXX", "")) or next(filter(None, map(shutil.which, ("g++", "clang++"))), None)

@@ -1,0 +1,164 @@
+"""From a trained network to numbers: probabilities, metrics, and the tables of a run folder."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from longtail.data.images import ImageSet
+from longtail.data.prepare import Prepared
+from longtail.data.scenes import seen_backgrounds
+from longtail.data.views import View
+from longtail.errors import DivergedError
+from longtail.methods import Method
+from longtail.metrics import (
+    Metrics,
+    background_accuracy,
+    compute_metrics,
+    group_labels,
+    per_class_accuracy,
+    thirds,
+)
+from longtail.rundir import write_atomic
+
+EVALUATION_BATCH = 500
+
+
+class EvaluationStoppedError(Exception):
+    """Raised inside an evaluation when a stop was asked for; what was counted so far is thrown away."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Probabilities (N, C) float32 without the training offset, targets (N,), and what they amount to."""
+
+    probabilities: NDArray[np.float32]
+    targets: NDArray[np.int64]
+    metrics: Metrics
+    backgrounds: dict[str, float | None] | None
+    thirds: dict[str, float | None]
+
+    @property
+    def predicted(self) -> NDArray[np.int64]:
+        """The class of the largest probability, (N,)."""
+        found: NDArray[np.int64] = self.probabilities.argmax(axis=1)
+        return found
+
+    def numbers(self) -> dict[str, Any]:
+        """The metrics by name; head/middle/tail thirds where a group is empty; backgrounds where they are known."""
+        numbers: dict[str, Any] = dict(self.metrics.as_dict())
+        if None in (self.metrics.many, self.metrics.medium, self.metrics.few):
+            numbers["thirds"] = self.thirds
+        if self.backgrounds is not None:
+            numbers["backgrounds"] = self.backgrounds
+        return numbers
+
+
+@torch.no_grad()
+def predict_probabilities(
+    method: Method, images: Tensor, plain: View, stopped: Callable[[], bool] = lambda: False
+) -> Tensor:
+    """softmax of the logits without the training offset, (N, C) float32 on the CPU, for images (N, 3, H, W) uint8.
+
+    Raises EvaluationStoppedError between two batches when ``stopped()`` says so.
+    """
+    was_training = method.training
+    method.eval()
+    try:
+        parts = []
+        for part in images.split(EVALUATION_BATCH):
+            if stopped():
+                raise EvaluationStoppedError
+            parts.append(torch.softmax(method.logits(plain.apply(part, ())).float(), dim=1).cpu())
+        return torch.cat(parts)
+    finally:
+        method.train(was_training)
+
+
+def evaluate(
+    method: Method,
+    images: ImageSet,
+    data: Prepared,
+    plain: View,
+    groups: tuple[int, int],
+    stopped: Callable[[], bool] = lambda: False,
+) -> Evaluation:
+    """Evaluate on one split; raises DivergedError where a probability is not finite."""
+    probabilities = predict_probabilities(method, images.images, plain, stopped).numpy()
+    if not np.isfinite(probabilities).all():
+        raise DivergedError("The network's probabilities are not finite.", hint="Lower optim.lr.")
+    return evaluation_of(probabilities, images, data, groups)
+
+
+def evaluation_of(
+    probabilities: NDArray[np.float32], images: ImageSet, data: Prepared, groups: tuple[int, int]
+) -> Evaluation:
+    """Metrics of given probabilities (N, C) on a split."""
+    counts = data.stats.counts
+    targets: NDArray[np.int64] = images.labels.cpu().numpy()
+    predicted = probabilities.argmax(axis=1)
+    backgrounds = None
+    if images.backgrounds is not None and data.train.backgrounds is not None:
+        seen = seen_backgrounds(data.train, len(counts))
+        backgrounds = background_accuracy(predicted, targets, images.backgrounds, seen)
+    recalls = per_class_accuracy(predicted, targets, len(counts))
+    metrics = compute_metrics(probabilities, targets, counts, groups)
+    return Evaluation(probabilities, targets, metrics, backgrounds, thirds(recalls, counts))
+
+
+def write_per_class(path: Path, evaluation: Evaluation, data: Prepared, groups: tuple[int, int]) -> None:
+    """per_class.csv: class, train_count, group, test_count, accuracy (empty where the class has no test image)."""
+    counts = data.stats.counts
+    recalls = per_class_accuracy(evaluation.predicted, evaluation.targets, len(counts))
+    tested = np.bincount(evaluation.targets, minlength=len(counts))
+    rows = [
+        [name, int(count), group, int(images), "" if np.isnan(recall) else float(recall)]
+        for name, count, group, images, recall in zip(
+            data.class_names, counts, group_labels(counts, groups), tested, recalls, strict=True
+        )
+    ]
+    _write_csv(path, ["class", "train_count", "group", "test_count", "accuracy"], rows)
+
+
+def write_predictions(path: Path, evaluation: Evaluation, images: ImageSet) -> None:
+    """predictions.csv: index, id, target, predicted, probability, correct, a line for each image."""
+    predicted = evaluation.predicted
+    rows = [
+        [
+            position,
+            images.ids[position] if images.ids is not None else int(images.source_index[position]),
+            int(target),
+            int(predicted[position]),
+            round(float(evaluation.probabilities[position, predicted[position]]), 6),
+            int(target == predicted[position]),
+        ]
+        for position, target in enumerate(evaluation.targets)
+    ]
+    _write_csv(path, ["index", "id", "target", "predicted", "probability", "correct"], rows)
+
+
+def _write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_atomic(path, text.getvalue().encode())
+
+
+def describe(numbers: Mapping[str, Any]) -> str:
+    """One line for people: ``top-1 20.5 %, many 30.0, medium 15.8, few 14.8``."""
+
+    def percent(value: float | None) -> str:
+        return "-" if value is None else f"{100 * value:.2f}"
+
+    groups = ", ".join(f"{name} {percent(numbers[name])}" for name in ("many", "medium", "few"))
+    return f"top-1 {percent(numbers['top1'])} %, {groups}"

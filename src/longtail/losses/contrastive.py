@@ -1,0 +1,192 @@
+"""Supervised contrastive losses: of Khosla et al., its masked form for SMCL, and the balanced one of Zhu et al."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+from torch import Tensor
+
+from longtail.losses.classification import check_labels
+
+
+def balanced_contrastive_loss(features: Tensor, labels: Tensor, centers: Tensor, *, temperature: float) -> Tensor:
+    """Balanced contrastive loss: class centers join the columns, and each class weighs the same in the denominator.
+
+    Rows i are the R = B V features, columns j the R features and the C centers, s = z . z / temperature, and n_c the
+    number of columns of class c, n_c = V * (images of c in the batch) + 1::
+
+        Z_i  = sum_{j != i} exp(s_ij) / (n_c(j) - [c(j) = c(i)])
+        loss = mean_i -1/(n_c(i) - 1) sum_{j != i, c(j) = c(i)} (s_ij - log Z_i)
+
+    A class absent from the batch keeps its center, with n = 1. Memory is O(R (R + C)).
+
+    Zhu et al., "Balanced Contrastive Learning for Long-Tailed Visual Recognition", arXiv 2207.09052, eq. 5-6.
+    Paper: divides by n_c. Authors' program (BCL, and ConCutMix after it): divides the positives by n_c - 1, as the row
+    itself is not among them. Here: as the programs.
+
+    Args:
+        features: (B, V, D) of unit length, V >= 1 views of each image.
+        labels: (B,) integer ids in [0, C).
+        centers: (C, D) of unit length, one per class; receives a gradient.
+        temperature: above 0.
+
+    Returns:
+        A scalar, float32 for float16 and bfloat16 inputs.
+
+    Raises:
+        ValueError: on shapes that do not fit, an empty batch, (on the CPU) ids outside [0, C), or a bad temperature.
+    """
+    batch, views, width = _check_features(features, temperature)
+    if centers.ndim != 2 or centers.shape[1] != width:
+        raise ValueError(f"centers must be (C, {width}) for these features, not {tuple(centers.shape)}.")
+    classes = centers.shape[0]
+    check_labels("labels", labels, batch, classes)
+    rows = features.reshape(batch * views, width)
+    row_labels = labels.long().repeat_interleave(views)
+    similarity = _similarity(rows, torch.cat((rows, centers.to(rows.dtype))), temperature)
+
+    column_labels = torch.cat((row_labels, torch.arange(classes, device=labels.device)))
+    ones = torch.ones_like(row_labels, dtype=similarity.dtype)
+    sizes = torch.ones(classes, dtype=similarity.dtype, device=similarity.device).index_add(0, row_labels, ones)
+    column_sizes = sizes[column_labels]
+    positives = row_labels[:, None] == column_labels[None, :]
+    # The clamp touches absent classes only: they are nobody's positive, but where() evaluates both sides.
+    log_size = torch.where(positives, (column_sizes - 1).clamp_min(1).log(), column_sizes.log())
+    itself = torch.arange(len(rows), device=similarity.device)[:, None]
+    losses, _ = _rows(similarity, positives, itself, log_size)
+    return losses.mean()
+
+
+def supervised_contrastive_loss(features: Tensor, labels: Tensor, *, temperature: float) -> Tensor:
+    """Supervised contrastive loss with the mean over positives outside the logarithm (L_out).
+
+    Over the R = B V features, with s = z . z / temperature and P(i) the others of the class of i::
+
+        loss = mean_i -1/|P(i)| sum_{p in P(i)} (s_ip - log sum_{j != i} exp(s_ij))
+
+    Khosla et al., "Supervised Contrastive Learning", arXiv 2004.11362, eq. 2. Paper: every row has a positive. Here:
+    rows without one (possible for V = 1) are left out of the mean, as in :func:`masked_contrastive_loss`.
+
+    Args:
+        features: (B, V, D) of unit length, V >= 1 views of each image.
+        labels: (B,) integer ids.
+        temperature: above 0.
+
+    Returns:
+        A scalar, float32 for float16 and bfloat16 inputs; 0 with a graph if no row has a positive.
+
+    Raises:
+        ValueError: on shapes that do not fit, an empty batch, or a bad temperature.
+    """
+    batch, views, width = _check_features(features, temperature)
+    check_labels("labels", labels, batch)
+    rows = features.reshape(batch * views, width)
+    row_labels = labels.repeat_interleave(views)
+    itself = torch.arange(len(rows), device=rows.device)
+    return masked_contrastive_loss(rows, row_labels, rows, row_labels, temperature=temperature, self_index=itself)
+
+
+def masked_contrastive_loss(
+    anchors: Tensor,
+    labels: Tensor,
+    keys: Tensor,
+    key_labels: Tensor,
+    *,
+    temperature: float,
+    self_index: Tensor | None = None,
+    row_weight: Tensor | None = None,
+) -> Tensor:
+    """Supervised contrastive loss of anchors against a set of keys that need not hold the anchors.
+
+    With s = anchor . key / temperature, J(i) all keys but ``self_index[i]``, P(i) those of them with the anchor's
+    label, and M the number of anchors whose P is not empty::
+
+        loss = 1/M sum_{i: P(i) not empty} w_i * -1/|P(i)| sum_{p in P(i)} (s_ip - log sum_{j in J(i)} exp(s_ij))
+
+    Park et al., "SMCL", arXiv 2406.02223: anchors are features of masked images, keys those of the clean and the
+    weighted-sampled batch; the lambda of each image is ``row_weight``. The form is that of Khosla et al.,
+    arXiv 2004.11362, eq. 2.
+
+    Args:
+        anchors: (A, D) of unit length.
+        labels: (A,) integer ids.
+        keys: (K, D) of unit length.
+        key_labels: (K,) integer ids.
+        temperature: above 0.
+        self_index: (A,) integer, the column that is the anchor itself and does not count; None where there is none.
+        row_weight: (A,) factor w of each anchor's term; None for 1. The divisor M does not change with it.
+
+    Returns:
+        A scalar, float32 for float16 and bfloat16 inputs; 0 with a graph if no anchor has a positive.
+
+    Raises:
+        ValueError: on shapes that do not fit, (on the CPU) a self_index outside [0, K), or a bad temperature.
+    """
+    _check_temperature(temperature)
+    if anchors.ndim != 2 or keys.ndim != 2 or anchors.shape[1] != keys.shape[1]:
+        raise ValueError(
+            f"anchors and keys must be (A, D) and (K, D), not {tuple(anchors.shape)} and {tuple(keys.shape)}."
+        )
+    count = anchors.shape[0]
+    check_labels("labels", labels, count)
+    check_labels("key_labels", key_labels, keys.shape[0])
+    if row_weight is not None and row_weight.shape != (count,):
+        raise ValueError(f"row_weight must be ({count},), not {tuple(row_weight.shape)}.")
+    if self_index is not None:
+        check_labels("self_index", self_index, count, keys.shape[0])
+    similarity = _similarity(anchors, keys, temperature)
+    if count == 0 or keys.shape[0] == 0:
+        return similarity.sum() + 0 * (anchors.sum() + keys.sum()).to(similarity.dtype)
+    positives = labels[:, None] == key_labels[None, :]
+    losses, has_positive = _rows(similarity, positives, None if self_index is None else self_index.long()[:, None])
+    if row_weight is not None:
+        losses = losses * row_weight.to(losses)
+    return losses.sum() / has_positive.sum().clamp_min(1)
+
+
+def _rows(
+    similarity: Tensor, positives: Tensor, itself: Tensor | None, log_weight: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Each row's log sum_j exp(s_ij - log_weight_ij) - mean_{p} s_ip, 0 without a positive; and who has a positive.
+
+    ``similarity``, ``positives`` and ``log_weight`` are (R, K); ``itself`` (R, 1) names each row's excluded column.
+    """
+    if itself is not None:
+        positives = positives.scatter(1, itself, False)
+    number = positives.sum(1)
+    has_positive = number > 0
+    attraction = similarity.masked_fill(~positives, 0.0).sum(1) / number.clamp_min(1)
+    exponent = similarity if log_weight is None else similarity - log_weight
+    if itself is not None:
+        # scatter, not masked addition: where a row has no other column, logsumexp gives its gradient as NaN, and only
+        # scatter drops it.
+        exponent = exponent.scatter(1, itself, float("-inf"))
+    losses = torch.logsumexp(exponent, dim=1) - attraction
+    return losses.masked_fill(~has_positive, 0.0), has_positive
+
+
+def _similarity(rows: Tensor, columns: Tensor, temperature: float) -> Tensor:
+    """rows . columns / temperature, (R, K), never below float32, under autocast neither."""
+    kind = torch.promote_types(torch.promote_types(rows.dtype, columns.dtype), torch.float32)
+    device = rows.device.type
+    fence = (
+        torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else contextlib.nullcontext()
+    )
+    with fence:
+        return (rows.to(kind) / temperature) @ columns.to(kind).T
+
+
+def _check_features(features: Tensor, temperature: float) -> tuple[int, int, int]:
+    _check_temperature(temperature)
+    if features.ndim != 3 or not features.is_floating_point():
+        raise ValueError(f"features must be a floating (B, V, D) tensor, not {features.dtype} {tuple(features.shape)}.")
+    batch, views, width = features.shape
+    if batch == 0 or views == 0:
+        raise ValueError(f"features {tuple(features.shape)} hold no row to take the mean over.")
+    return batch, views, width
+
+
+def _check_temperature(temperature: float) -> None:
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, not {temperature}.")

@@ -1,0 +1,41 @@
+"""What a method is: an nn.Module whose forward returns the loss, and that declares the data it needs."""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from longtail.data.batch import Batch, DataNeeds, Progress
+
+__all__ = ["Batch", "DataNeeds", "Method", "Progress", "StepOutput"]
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """The scalar loss with its graph, and detached scalars to log."""
+
+    loss: Tensor
+    logs: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Method(nn.Module, abc.ABC):
+    """A way to train: ``forward(batch, at)`` gives the loss, ``logits(images)`` what is evaluated."""
+
+    needs: DataNeeds
+
+    @abc.abstractmethod
+    def forward(self, batch: Batch, at: Progress) -> StepOutput:
+        """The loss of one step."""
+
+    @abc.abstractmethod
+    def logits(self, images: Tensor) -> Tensor:
+        """Normalized images (B, 3, H, W) to logits (B, C) without the training offset."""
+
+    def needs_partner(self, at: Progress) -> bool:
+        """Whether this step uses a partner batch; where it does not, none is made."""
+        return bool(self.needs.partner_views)
+
+    def compile_for(self, batch: int, size: int) -> None:
+        """Compile the network for full training batches of ``batch`` images of ``size`` pixels (default: nothing)."""

@@ -1,0 +1,110 @@
+"""ConCutMix: class-balanced CutMix whose labels are rectified in a contrastive feature space.
+
+Pan, Guo, Yu, Chen, "Enhanced Long-Tailed Recognition with Contrastive CutMix Augmentation", IEEE TIP 2024,
+arXiv 2407.04911. docs/methods/concutmix.md sets paper, authors' program and this file side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from longtail.losses import balanced_contrastive_loss, cross_entropy, logit_adjustment
+from longtail.methods.base import Batch, DataNeeds, Method, Progress, StepOutput
+from longtail.methods.composition import CutMix, soft_target
+from longtail.mixing import rectification_confidence, rectify_labels
+from longtail.models.network import ModelSettings, Network, ProjectionSettings, stack_views
+from longtail.settings import Settings, Time, resolve_time
+
+
+class ConCutMixSettings(Settings):
+    """``method.*`` of ConCutMix; ``omega`` and ``topk`` default to C / 1275 and min(30, round(0.3 C))."""
+
+    alpha: float = Field(2.0, ge=0)
+    beta: float = Field(0.6, ge=0)
+    temperature: float = Field(0.1, gt=0)
+    tau: float = Field(1.0, ge=0)
+    omega: float | None = Field(None, ge=0)
+    topk: int | None = Field(None, ge=1)
+    rectify_start: Time = 0.5
+    mix_probability: float = Field(0.5, ge=0, le=1)
+    mix_alpha: float = Field(1.0, gt=0)
+    hidden: int = Field(512, ge=1)
+    dim: int = Field(128, ge=1)
+
+    def with_classes(self, classes: int) -> ConCutMixSettings:
+        """The same settings with ``omega`` and ``topk`` filled in for ``classes`` classes (topk never above it)."""
+        topk = self.topk if self.topk is not None else min(30, max(1, round(0.3 * classes)))
+        omega = self.omega if self.omega is not None else classes / 1275
+        return self.model_copy(update={"topk": min(topk, classes), "omega": omega})
+
+
+class ConCutMix(Method):
+    """alpha * soft-target logit-adjusted cross-entropy of the mixed view + beta * balanced contrastive loss."""
+
+    needs = DataNeeds(
+        views=("classification", "contrastive", "contrastive"),
+        partner_views=("classification",),
+        partner_sampler="class_balanced",
+    )
+
+    def __init__(
+        self, settings: ConCutMixSettings, model: ModelSettings, counts: Sequence[int], *, size: int, seed: int
+    ) -> None:
+        super().__init__()
+        self.settings = settings.with_classes(len(counts))
+        self.network = Network(
+            model,
+            len(counts),
+            seed=seed,
+            projection=ProjectionSettings(hidden=settings.hidden, dim=settings.dim),
+            centers=True,
+        )
+        self.mixing = CutMix(size, settings.mix_alpha, settings.mix_probability)
+        self.register_buffer("offset", logit_adjustment(counts, settings.tau), persistent=False)
+        self.register_buffer("counts", torch.tensor(list(counts)), persistent=False)
+        self.offset: Tensor
+        self.counts: Tensor
+
+    def needs_partner(self, at: Progress) -> bool:
+        return self.mixing.wants_partner(at)
+
+    def rectifies(self, at: Progress) -> bool:
+        """Labels of mixed batches are rectified after epoch ``rectify_start`` (start 10 of 20: epochs 11..19)."""
+        return at.epoch > resolve_time(self.settings.rectify_start, at.epochs)
+
+    def compile_for(self, batch: int, size: int) -> None:
+        self.network.compile_for(torch.Size((len(self.needs.views) * batch, 3, size, size)))
+
+    def logits(self, images: Tensor) -> Tensor:
+        return self.network.logits(images)
+
+    def forward(self, batch: Batch, at: Progress) -> StepOutput:
+        own, images = self.settings, batch.target.shape[0]
+        assert own.omega is not None, "filled in by with_classes"
+        assert own.topk is not None, "filled in by with_classes"
+        mixed = self.mixing(batch.views[0], soft_target(batch.target, len(self.counts)), batch.partner, at)
+        features = self.network.features(torch.cat([mixed.images, *batch.views[1:]]))
+        projected, centers = self.network.project(features), self.network.centers()
+
+        target, logs = mixed.target, {}
+        if mixed.box is not None and self.rectifies(at):
+            target = rectify_labels(
+                projected[:images], centers, mixed.target, self.counts, scale=own.omega, topk=own.topk
+            )
+            logs["gamma"] = rectification_confidence(mixed.target, self.counts, own.omega).mean()
+
+        logits = self.network.classifier(features[:images])
+        classification = cross_entropy(logits, target, offset=self.offset)
+        contrastive = balanced_contrastive_loss(
+            stack_views(projected[images:], len(batch.views) - 1),
+            batch.target,
+            F.normalize(centers, dim=1),
+            temperature=own.temperature,
+        )
+        logs |= {"classification": classification.detach(), "contrastive": contrastive.detach()}
+        return StepOutput(own.alpha * classification + own.beta * contrastive, logs)

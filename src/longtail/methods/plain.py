@@ -1,0 +1,92 @@
+"""Criterion x mixing x contrast: most of the field is a named point of this space."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from longtail.losses import cross_entropy
+from longtail.methods.base import Batch, DataNeeds, Method, Progress, StepOutput
+from longtail.methods.composition import CONTRASTS, CRITERIA, CutMix, Mixing, Mixup, NoMixing, soft_target
+from longtail.models.network import ModelSettings, Network, ProjectionSettings, stack_views
+from longtail.settings import Settings
+
+
+class PlainSettings(Settings):
+    """``method.*`` of the composed methods."""
+
+    criterion: Literal["ce", "balanced-softmax", "logit-adjustment"] = "ce"
+    tau: float = Field(1.0, ge=0)
+    mixing: Literal["none", "mixup", "cutmix"] = "none"
+    mix_probability: float = Field(0.5, ge=0, le=1)
+    mix_alpha: float = Field(1.0, gt=0)
+    partner_sampler: Literal["shuffle", "class_balanced", "effective_number", "reversed"] = "shuffle"
+    contrast: Literal["none", "supervised", "balanced"] = "none"
+    alpha: float = Field(1.0, ge=0)
+    beta: float = Field(1.0, ge=0)
+    temperature: float = Field(0.1, gt=0)
+    hidden: int = Field(512, ge=1)
+    dim: int = Field(128, ge=1)
+
+
+class Plain(Method):
+    """alpha * criterion(mixing(view 0)) + beta * contrast(views 1, 2)."""
+
+    def __init__(
+        self, settings: PlainSettings, model: ModelSettings, counts: Sequence[int], *, size: int, seed: int
+    ) -> None:
+        super().__init__()
+        self.settings = settings
+        self.classes = len(counts)
+        contrasted = settings.contrast != "none"
+        self.network = Network(
+            model,
+            self.classes,
+            seed=seed,
+            projection=ProjectionSettings(hidden=settings.hidden, dim=settings.dim) if contrasted else None,
+            centers=settings.contrast == "balanced",
+        )
+        offset = CRITERIA[settings.criterion](counts, settings.tau)
+        self.register_buffer("offset", offset, persistent=False)
+        self.offset: Tensor | None
+        self.contrast = CONTRASTS[settings.contrast] if contrasted else None
+        self.mixing = self._build_mixing(size)
+        self.needs = DataNeeds(
+            views=("classification", "contrastive", "contrastive") if contrasted else ("classification",),
+            partner_views=() if settings.mixing == "none" else ("classification",),
+            partner_sampler=settings.partner_sampler,
+        )
+
+    def _build_mixing(self, size: int) -> Mixing:
+        if self.settings.mixing == "cutmix":
+            return CutMix(size, self.settings.mix_alpha, self.settings.mix_probability)
+        if self.settings.mixing == "mixup":
+            return Mixup(self.settings.mix_alpha, self.settings.mix_probability)
+        return NoMixing()
+
+    def needs_partner(self, at: Progress) -> bool:
+        return self.mixing.wants_partner(at)
+
+    def compile_for(self, batch: int, size: int) -> None:
+        self.network.compile_for(torch.Size((len(self.needs.views) * batch, 3, size, size)))
+
+    def logits(self, images: Tensor) -> Tensor:
+        return self.network.logits(images)
+
+    def forward(self, batch: Batch, at: Progress) -> StepOutput:
+        images = batch.target.shape[0]
+        mixed = self.mixing(batch.views[0], soft_target(batch.target, self.classes), batch.partner, at)
+        features = self.network.features(torch.cat([mixed.images, *batch.views[1:]]))
+        classification = cross_entropy(self.network.classifier(features[:images]), mixed.target, offset=self.offset)
+        loss = self.settings.alpha * classification
+        logs = {"classification": classification.detach()}
+        if self.contrast is not None:
+            projected = stack_views(self.network.project(features[images:]), len(batch.views) - 1)
+            contrastive = self.contrast(projected, batch.target, self.network, self.settings.temperature)
+            loss = loss + self.settings.beta * contrastive
+            logs["contrastive"] = contrastive.detach()
+        return StepOutput(loss, logs)

@@ -1,0 +1,109 @@
+"""A backbone with what the methods of this field put on it: classifier, projection head, class centers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from longtail.models import build_backbone
+from longtail.models.heads import CosineClassifier, LinearClassifier, MLPHead, build_classifier
+from longtail.rng import keyed_global_rng
+from longtail.settings import Settings
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class ModelSettings(Settings):
+    """``model.*``: the backbone by name and the kind of classifier on it."""
+
+    backbone: str = "resnet32"
+    classifier: Literal["linear", "cosine"] = "linear"
+
+
+class ProjectionSettings(Settings):
+    """Sizes of the projection and center MLPs: width -> ``hidden`` -> ``dim``."""
+
+    hidden: int
+    dim: int
+
+
+class Network(nn.Module):
+    """Backbone h = f(x), classifier W h + b, and for contrastive methods u = g(h) and centers v_k = q(W_k).
+
+    Each part is initialized from (seed, "init", its name) alone, so that adding a head does not move the backbone.
+    ``projection`` and ``center_head`` are None unless ``heads`` asks for them.
+    """
+
+    def __init__(
+        self,
+        model: ModelSettings,
+        classes: int,
+        *,
+        seed: int,
+        projection: ProjectionSettings | None = None,
+        centers: bool = False,
+    ) -> None:
+        super().__init__()
+
+        def initialized(name: str, build: Callable[[], M]) -> M:
+            with keyed_global_rng(seed, "init", name):
+                return build()
+
+        self.backbone = initialized("backbone", lambda: build_backbone(model.backbone))
+        # Channels last: the faster layout for convolutions on a CPU, and the one of the reference vectors, whose
+        # batch-norm sums differ from the other layout's in the last bits.
+        self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        width = int(self.backbone.feature_dim)  # type: ignore[arg-type]
+        self.classifier: LinearClassifier | CosineClassifier = initialized(
+            "classifier", lambda: build_classifier(model.classifier, width, classes)
+        )
+        self.projection: MLPHead | None = None
+        self.center_head: MLPHead | None = None
+        if projection is not None:
+            sizes = (width, projection.hidden, projection.dim)
+            self.projection = initialized("projection", lambda: MLPHead(*sizes))
+            if centers:
+                self.center_head = initialized("center_head", lambda: MLPHead(*sizes))
+        self._compiled: tuple[Callable[[Tensor], Tensor], torch.Size] | None = None
+
+    def compile_for(self, shape: torch.Size) -> None:
+        """Use a compiled backbone for training batches of exactly this shape; every other shape stays eager.
+
+        One shape, one compilation: the short last batch of an epoch must not set off a second one.
+        """
+        self._compiled = (torch.compile(self.backbone, dynamic=False), shape)
+
+    def features(self, images: Tensor) -> Tensor:
+        """h = f(x): images (B, 3, H, W) to (B, width)."""
+        images = images.contiguous(memory_format=torch.channels_last)
+        if self._compiled is not None and self.training and images.shape == self._compiled[1]:
+            return self._compiled[0](images)
+        out: Tensor = self.backbone(images)
+        return out
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) to logits (B, C), without any training offset."""
+        out: Tensor = self.classifier(self.features(images))
+        return out
+
+    def project(self, features: Tensor) -> Tensor:
+        """u = g(h), not normalized: (B, width) to (B, D)."""
+        assert self.projection is not None, "this network was built without a projection head"
+        out: Tensor = self.projection(features)
+        return out
+
+    def centers(self) -> Tensor:
+        """v_k = q(W_k) from the raw classifier rows, not normalized: (C, D)."""
+        assert self.center_head is not None, "this network was built without class centers"
+        out: Tensor = self.center_head(self.classifier.weight)
+        return out
+
+
+def stack_views(projected: Tensor, views: int) -> Tensor:
+    """Normalize projections of ``views`` stacked batches (V B, D) and arrange them as (B, V, D)."""
+    batch = projected.shape[0] // views
+    return F.normalize(projected, dim=1).view(views, batch, -1).transpose(0, 1)

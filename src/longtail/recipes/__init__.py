@@ -1,0 +1,74 @@
+"""Recipes by name, ``DATASET/METHOD``, and the way from a recipe or file and overrides to a Config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from longtail.config import Config, build_config, merge, parse_assignments, read_config_file
+from longtail.errors import ConfigError, unknown_name
+from longtail.methods import METHODS
+from longtail.recipes.presets import PRESETS, TAU_OF_IMBALANCE, TUNED
+
+__all__ = ["load_config", "recipe", "recipe_names", "recipe_source"]
+
+
+def recipe_names() -> list[str]:
+    """Every pair of a data preset and a method."""
+    return [f"{data}/{method}" for data in PRESETS for method in METHODS]
+
+
+def recipe_source(name: str) -> str:
+    """Where the numbers of a recipe come from: paper, authors' program, ours (selected on val), untuned defaults."""
+    return TUNED[name].source if name in TUNED else "untuned defaults"
+
+
+def recipe(name: str, imbalance: float | None = None) -> dict[str, Any]:
+    """The nested values of a recipe: preset, then the method's name, then the tuned entry.
+
+    ``imbalance`` picks the strength of logit adjustment where the source has one for it. Raises ConfigError for an
+    unknown name, with the nearest match.
+    """
+    data, slash, method = name.partition("/")
+    if not slash or data not in PRESETS or method not in METHODS:
+        if slash and data in PRESETS:
+            raise unknown_name("method", method, METHODS)
+        if slash and method in METHODS:
+            raise unknown_name("data set", data, PRESETS)
+        raise unknown_name("recipe", name, recipe_names())
+    layers: list[Mapping[str, Any]] = [PRESETS[data], {"data": {"name": data}, "method": {"name": method}}]
+    if name in TUNED:
+        layers.append(TUNED[name].settings)
+    values = merge(*layers)
+    chosen = imbalance if imbalance is not None else values["data"].get("imbalance")
+    if chosen in TAU_OF_IMBALANCE.get(name, {}):
+        values["method"]["tau"] = TAU_OF_IMBALANCE[name][chosen]
+    return values
+
+
+def load_config(target: str | Path | None, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Config:
+    """The Config of a recipe name or a YAML file, with ``key=value`` strings or nested values laid over it.
+
+    Precedence: defaults < recipe < file < overrides. Raises ConfigError for anything unknown or out of range.
+    """
+    explicit = dict(overrides) if isinstance(overrides, Mapping) else parse_assignments(overrides)
+    if target is not None:
+        text = str(target)
+        if text.endswith((".yaml", ".yml")):
+            explicit = merge(read_config_file(Path(text)), explicit)
+        else:
+            data, _, method = text.partition("/")
+            recipe(text)
+            explicit = merge({"data": {"name": data}, "method": {"name": method}}, explicit)
+    data_values, method_values = explicit.get("data") or {}, explicit.get("method") or {}
+    if not isinstance(data_values, Mapping) or not isinstance(method_values, Mapping):
+        return build_config(explicit)
+    data_name, method_name = data_values.get("name"), method_values.get("name")
+    if data_name is None and method_name is None and target is None:
+        raise ConfigError("No recipe and no configuration file.", hint="Example: longtail train scenes/concutmix")
+    if data_name in PRESETS and method_name in METHODS:
+        given = data_values.get("imbalance")
+        imbalance = float(given) if isinstance(given, int | float) and not isinstance(given, bool) else None
+        explicit = merge(recipe(f"{data_name}/{method_name}", imbalance), explicit)
+    return build_config(explicit)

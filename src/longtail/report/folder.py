@@ -1,0 +1,174 @@
+"""A finished run folder, read into typed rows; whatever is missing or broken is a RunError that names it."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longtail.errors import RunError
+from longtail.rundir import read_json
+
+GROUPS = ("many", "medium", "few")
+NEEDED = ("run.json", "config.yaml", "metrics.jsonl", "results.json", "per_class.csv")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """One line of per_class.csv; ``accuracy`` is None where the class has no test image."""
+
+    index: int
+    name: str
+    train_count: int
+    group: str
+    test_count: int
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """predictions.csv: per test image its ``ids``, and ``targets`` and ``predicted`` (N,) as class indices."""
+
+    ids: list[str]
+    targets: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What a run folder holds; ``predictions`` is None where the file is absent."""
+
+    path: Path
+    description: Mapping[str, Any]
+    config: str
+    history: list[dict[str, Any]]
+    results: Mapping[str, Any]
+    classes: list[ClassRow]
+    predictions: Predictions | None
+
+    @property
+    def last(self) -> Mapping[str, Any]:
+        """The numbers of the last epoch."""
+        last: Mapping[str, Any] = self.results["last"]
+        return last
+
+    def ranked(self) -> list[ClassRow]:
+        """The classes from the most to the fewest training images, in label order where equal."""
+        return sorted(self.classes, key=lambda row: -row.train_count)
+
+    def group_sizes(self) -> dict[str, int]:
+        """Classes per group, without the groups that have none."""
+        sizes = {name: sum(row.group == name for row in self.classes) for name in GROUPS}
+        return {name: size for name, size in sizes.items() if size}
+
+
+def read_run(path: Path) -> FinishedRun:
+    """Read the folder of a finished run; raises RunError for one that is absent, unfinished, incomplete or broken."""
+    path = Path(path)
+    if not path.is_dir():
+        raise RunError(f"There is no run folder {path}.")
+    if not (path / "run.json").is_file():
+        raise RunError(f"{path} is not a run folder: it has no run.json.")
+    description = _parsed(path / "run.json", _mapping)
+    status = description.get("status")
+    if status != "finished":
+        hint = f"Go on with it: longtail train {path / 'config.yaml'} out={path} --resume"
+        raise RunError(f"The run {path} is not finished (status: {status}).", hint=hint)
+    missing = [name for name in NEEDED if not (path / name).is_file()]
+    if missing:
+        raise RunError(f"The run {path} lacks {', '.join(missing)}.")
+    classes = _parsed(path / "per_class.csv", _classes)
+    has_predictions = (path / "predictions.csv").is_file()
+    return FinishedRun(
+        path=path,
+        description=description,
+        config=_parsed(path / "config.yaml", _text),
+        history=_parsed(path / "metrics.jsonl", _history),
+        results=_parsed(path / "results.json", _results),
+        classes=classes,
+        predictions=_parsed(path / "predictions.csv", lambda p: _predictions(p, classes)) if has_predictions else None,
+    )
+
+
+def _parsed(path: Path, parse: Callable[[Path], T]) -> T:
+    try:
+        return parse(path)
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise RunError(f"{path} cannot be read: {what}") from None
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ValueError("it holds no JSON object")
+    return content
+
+
+def _results(path: Path) -> dict[str, Any]:
+    content = _mapping(path)
+    float(content["last"]["top1"])
+    str(content["method"])
+    return content
+
+
+def _history(path: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in _text(path).splitlines() if line.strip()]
+    if not rows:
+        raise ValueError("it holds no evaluated epoch")
+    for row in rows:
+        int(row["epoch"])
+    return rows
+
+
+def _classes(path: Path) -> list[ClassRow]:
+    rows = [
+        ClassRow(
+            index=index,
+            name=row["class"],
+            train_count=int(row["train_count"]),
+            group=row["group"],
+            test_count=int(row["test_count"]),
+            accuracy=float(row["accuracy"]) if row["accuracy"] else None,
+        )
+        for index, row in enumerate(_lines(path))
+    ]
+    if not rows:
+        raise ValueError("it holds no class")
+    unknown = {row.group for row in rows} - set(GROUPS)
+    if unknown:
+        raise ValueError(f"unknown group {sorted(unknown)[0]!r}")
+    return rows
+
+
+def _predictions(path: Path, classes: list[ClassRow]) -> Predictions:
+    lines = _lines(path)
+    return Predictions(
+        ids=[row["id"] for row in lines],
+        targets=_labels([row["target"] for row in lines], classes),
+        predicted=_labels([row["predicted"] for row in lines], classes),
+    )
+
+
+def _labels(values: list[str], classes: list[ClassRow]) -> NDArray[np.int64]:
+    wrong = next((v for v in values if not (v.isascii() and v.isdigit() and int(v) < len(classes))), None)
+    if wrong is not None:
+        raise ValueError(f"{wrong[:40]!r} is not a class index in 0..{len(classes) - 1}")
+    return np.array([int(v) for v in values], dtype=np.int64)
+
+
+def _lines(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))

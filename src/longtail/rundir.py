@@ -1,0 +1,280 @@
+"""The run folder: what is written, so that it can be read again after anything.
+
+Every file is written whole: to a temporary name, fsync, rename, fsync of the folder. A checkpoint is a safetensors
+file of tensors and a JSON beside it with the digest of the first; the JSON is renamed last and makes the pair valid.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as serialize_tensors
+from torch import Tensor
+
+from longtail.errors import ConfigError, ResourceError, RunError
+
+SCHEMA = 1
+KEPT_CHECKPOINTS = 2
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Replace ``path`` by ``content`` or leave it as it was. Raises ResourceError when the disk refuses."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise _disk_error(path, error) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _disk_error(path: Path, error: OSError) -> ResourceError:
+    hint = "Free some space and run again with --resume." if error.errno in (errno.ENOSPC, errno.EDQUOT) else None
+    return ResourceError(f"{path} cannot be written: {error.strerror}.", hint=hint)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write built-in types as indented JSON, atomically; NaN and infinities are refused."""
+    write_atomic(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; raises RunError naming the file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read: {error}") from None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A state to go on from: tensors by name and a JSON-able ``state``, after ``step`` finished steps."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+class RunDir:
+    """One run's folder. Making the object touches nothing; :meth:`create` and :meth:`lock` do."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self.metrics = self.path / "metrics.jsonl"
+        self.warnings: list[str] = []
+        self._lock: IO[str] | None = None
+
+    @property
+    def is_run(self) -> bool:
+        """Whether the folder holds a run of ours: only such a folder is ever deleted."""
+        return (self.path / "run.json").is_file()
+
+    def refuse_unless_new(self) -> None:
+        """Raise ConfigError if there is anything at the path."""
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            hint = (
+                "Use --resume to go on with it, --overwrite to start it anew, or another out=DIR."
+                if self.is_run
+                else "It is not a run folder, so it is left alone. Choose another out=DIR."
+            )
+            raise ConfigError(f"{self.path} exists already.", hint=hint)
+
+    def delete(self) -> None:
+        """Delete the folder, if it is a run's and nobody runs in it."""
+        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+            return
+        if not self.is_run:
+            raise ConfigError(f"{self.path} has no run.json: not a run folder, so it is not deleted.")
+        self.lock()
+        self.unlock()
+        shutil.rmtree(self.path)
+
+    def create(self) -> None:
+        """Make the folder and its parts."""
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            (self.path / "plots").mkdir(exist_ok=True)
+        except OSError as error:
+            raise _disk_error(self.path, error) from error
+
+    def lock(self) -> None:
+        """Hold the folder until :meth:`unlock` or the end of the process; raises RunError if another process does."""
+        file = (self.path / ".lock").open("w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            raise RunError(f"Another process is running in {self.path}.", hint="Wait for it, or stop it.") from None
+        self._lock = file
+        for leftover in (*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")):
+            leftover.unlink(missing_ok=True)
+
+    def unlock(self) -> None:
+        """Let another process have the folder."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    # Configuration and description ------------------------------------------------------------------------------
+
+    def write_config(self, values: Mapping[str, Any]) -> None:
+        """``config.yaml``: complete, so that ``longtail train config.yaml`` repeats the run."""
+        write_atomic(self.path / "config.yaml", yaml.safe_dump(dict(values), sort_keys=False).encode())
+
+    def read_config(self) -> dict[str, Any]:
+        """The nested values of ``config.yaml``; raises RunError."""
+        try:
+            values = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise RunError(f"{self.path / 'config.yaml'} cannot be read: {error}") from None
+        if not isinstance(values, dict):
+            raise RunError(f"{self.path / 'config.yaml'} is not a configuration.")
+        return values
+
+    def update_description(self, **values: Any) -> None:
+        """Merge ``values`` into run.json."""
+        path = self.path / "run.json"
+        described = read_json(path) if path.is_file() else {"schema": SCHEMA}
+        write_json(path, described | values)
+
+    def description(self) -> dict[str, Any]:
+        """run.json; raises RunError where there is none."""
+        if not self.is_run:
+            raise RunError(f"{self.path} is not a run folder: it has no run.json.")
+        described: dict[str, Any] = read_json(self.path / "run.json")
+        return described
+
+    # Metrics ----------------------------------------------------------------------------------------------------
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """Add one line to metrics.jsonl."""
+        try:
+            with self.metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(dict(row), allow_nan=False) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise _disk_error(self.metrics, error) from error
+
+    def cut_metrics(self, step: int) -> None:
+        """Drop the lines written after ``step`` finished steps, so that no epoch stands twice after a resume."""
+        if not self.metrics.is_file():
+            return
+        kept = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue  # a line that a kill cut short
+            if row["step"] <= step:
+                kept.append(line + "\n")
+        write_atomic(self.metrics, "".join(kept).encode())
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl."""
+        if not self.metrics.is_file():
+            return []
+        return [json.loads(line) for line in self.metrics.read_text(encoding="utf-8").splitlines() if line]
+
+    # Checkpoints ------------------------------------------------------------------------------------------------
+
+    def save_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Write ``checkpoints/step-N`` and keep the two newest."""
+        self._save(f"step-{checkpoint.step}", checkpoint)
+        for _, old in self._steps()[KEPT_CHECKPOINTS:]:
+            # The JSON goes first: without it the pair is not a checkpoint, whatever happens in between.
+            (self.checkpoints / f"{old}.json").unlink(missing_ok=True)
+            (self.checkpoints / f"{old}.safetensors").unlink(missing_ok=True)
+
+    def save_best(self, checkpoint: Checkpoint) -> None:
+        """Write ``checkpoints/best``."""
+        self._save("best", checkpoint)
+
+    def _save(self, name: str, checkpoint: Checkpoint) -> None:
+        content = serialize_tensors({key: value.contiguous() for key, value in checkpoint.tensors.items()})
+        described = {
+            "schema": SCHEMA,
+            "step": checkpoint.step,
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "state": checkpoint.state,
+        }
+        # The old JSON's digest would not fit the new tensors: between the two renames there is no valid pair of this
+        # name, and the reader falls back. Steps have names of their own; only best is ever replaced.
+        write_atomic(self.checkpoints / f"{name}.safetensors", content)
+        described["state_sha256"] = _digest_of(described)
+        write_json(self.checkpoints / f"{name}.json", described)
+
+    def _steps(self) -> list[tuple[int, str]]:
+        found = []
+        for path in self.checkpoints.glob("step-*.json"):
+            match = re.fullmatch(r"step-(\d+)", path.stem)
+            if match:
+                found.append((int(match[1]), path.stem))
+        return sorted(found, reverse=True)
+
+    def load_checkpoint(self) -> Checkpoint | None:
+        """The newest good checkpoint, or None where there never was one.
+
+        A damaged one is passed over with a line in ``warnings``; if all are damaged, RunError names each.
+        """
+        return self._first_good([name for _, name in self._steps()])
+
+    def load_best(self) -> Checkpoint:
+        """The best checkpoint; raises RunError where there is none or it is damaged."""
+        found = self._first_good(["best"]) if (self.checkpoints / "best.json").is_file() else None
+        if found is None:
+            raise RunError(f"{self.path} has no best checkpoint.", hint="Use which=last.")
+        return found
+
+    def _first_good(self, names: Sequence[str]) -> Checkpoint | None:
+        failures = []
+        for name in names:
+            try:
+                checkpoint = self._load(name)
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                failures.append(f"{self.checkpoints / name}.safetensors: {error}")
+                continue
+            self.warnings += [f"Damaged checkpoint passed over: {failure}" for failure in failures]
+            return checkpoint
+        if failures:
+            raise RunError("No checkpoint can be read. Tried:\n" + "\n".join(failures))
+        return None
+
+    def _load(self, name: str) -> Checkpoint:
+        described = json.loads((self.checkpoints / f"{name}.json").read_text(encoding="utf-8"))
+        claimed = described.pop("state_sha256")
+        if _digest_of(described) != claimed:
+            raise ValueError("its description does not have the digest it was written with")
+        content = (self.checkpoints / f"{name}.safetensors").read_bytes()
+        if hashlib.sha256(content).hexdigest() != described["sha256"]:
+            raise ValueError("its tensors do not have the digest they were written with")
+        return Checkpoint(described["step"], load_tensors(content), described["state"])
+
+
+def _digest_of(described: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()

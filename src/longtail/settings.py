@@ -1,0 +1,42 @@
+"""The base of all settings, and times that are fractions of a run or epochs."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+
+class Settings(BaseModel):
+    """Settings that refuse unknown keys and cannot change once made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+def _check_time(value: int | float) -> int | float:
+    if isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError("must be a fraction of the run (0.8) or a number of epochs (an integer)")
+    if value < 0:
+        raise ValueError("must not be negative")
+    if isinstance(value, float) and value > 1:
+        if not value.is_integer():
+            raise ValueError("must be a fraction of the run between 0 and 1, or a whole number of epochs")
+        return int(value)
+    return value
+
+
+Time = Annotated[int | float, AfterValidator(_check_time)]
+"""A point in a run: a float in [0, 1] is a fraction of it, an integer >= 1 a number of epochs."""
+
+
+def resolve_time(time: int | float, epochs: int, *, round_up: bool = False) -> int:
+    """The epoch that ``time`` means in a run of ``epochs``, at most ``epochs``.
+
+    A fraction is rounded to the nearest epoch (halves up), or up where ``round_up`` is set, as for warm-up: 5 epochs of
+    200 stay one epoch of 20.
+    """
+    if isinstance(time, int):
+        return min(time, epochs)
+    exact = round(time * epochs, 9)
+    return min(math.ceil(exact) if round_up else math.floor(exact + 0.5), epochs)
