@@ -24,10 +24,10 @@ def test_resizing_keeps_flat_color_and_takes_the_center_of_a_wide_image() -> Non
 
 
 def test_resizing_is_antialiased() -> None:
-    stripes = np.zeros((1, 32, 32), dtype=np.uint8)
-    stripes[:, :, ::2] = 255
-    inner = resize(from_arrays(stripes, [0]), 8).train.images[..., 1:-1].float()
-    assert bool(((inner - 127.5).abs() < 8).all()), "plain bilinear sampling would keep extremes"
+    noise = pixels(8, 32, 32)
+    smaller = resize(from_arrays(noise, [0] * 8), 8).train.images[:, 0].double().std()
+    # Plain bilinear averages 4 of the 16 pixels under each new one: half the deviation is left instead of a fifth.
+    assert smaller < 0.3 * noise.std()
 
 
 def test_masks_are_resized_with_their_images() -> None:

@@ -3,18 +3,43 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import shlex
+import struct
+import sys
 from collections.abc import Sequence
+from html.parser import HTMLParser
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import matplotlib.colors
 import numpy as np
+import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from longtail.data import class_counts
-from longtail.metrics import compute_metrics, group_labels, per_class_accuracy
+from longtail.data.longtail import class_counts
+from longtail.errors import ResourceError, RunError
+from longtail.metrics import compute_metrics, confusion, group_labels, paired_bootstrap, per_class_accuracy
+from longtail.report import comparison_rows, findings, plots, style, write_comparison, write_report
+from longtail.report.folder import ClassRow, read_run
+from longtail.report.plots import (
+    accuracy_by_count,
+    accuracy_by_rank,
+    classes_per_column,
+    learning_curves,
+    loss_terms,
+    png,
+    running_mean,
+    smoothing_window,
+)
+from longtail.report.style import DARK, GROUP_COLORS, LOOKS
 from longtail.rng import numpy_generator
+
+HOSTILE = ["<script>alert(1)</script>", "\"& onload='x'", "$\\frac{1}$ \u65e5\u672c {{ 7 * 7 }}"]
 
 
 def fake_run(
@@ -83,7 +108,10 @@ def fake_run(
     _write_csv(
         path / "predictions.csv",
         ("index", "id", "target", "predicted", "probability", "correct"),
-        [(i, f"test/{i}", t, p, c, int(t == p)) for i, (t, p, c) in enumerate(zip(targets, predicted, confidence))],
+        [
+            (i, f"test/{i}", t, p, c, int(t == p))
+            for i, (t, p, c) in enumerate(zip(targets, predicted, confidence, strict=True))
+        ],
     )
     return path
 
@@ -105,3 +133,472 @@ def _history(last: dict[str, Any], epochs: int, method: str) -> list[dict[str, A
 def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([header, *rows])
+
+
+class Page(HTMLParser):
+    """Parses a page strictly: every tag closed in order. Collects text, tags and attributes."""
+
+    VOID = frozenset({"meta", "img", "source", "br", "link", "input", "hr"})
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.pieces: list[str] = []
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+        self.close()
+        assert self.open == []
+        self.text = " ".join(" ".join(self.pieces).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.pieces.append(data)
+
+
+def edit_json(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def png_size(content: bytes) -> tuple[int, int]:
+    assert content.startswith(b"\x89PNG\r\n\x1a\n")
+    width, height = struct.unpack(">II", content[16:24])
+    return width, height
+
+
+def three_classes(**values: Any) -> list[ClassRow]:
+    rows = zip("abc", (500, 60, 4), ("many", "medium", "few"), (0.9, 0.5, 0.2), strict=True)
+    return [ClassRow(i, name, count, group, 10, accuracy) for i, (name, count, group, accuracy) in enumerate(rows)]
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 100 classes with its report."""
+    path = fake_run(tmp_path_factory.mktemp("report") / "run")
+    assert write_report(path) == path / "report.html"
+    return path
+
+
+@pytest.fixture(scope="module")
+def page(run_dir: Path) -> Page:
+    return Page(run_dir / "report.html")
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are built but not rendered, for tests that only read the page."""
+    monkeypatch.setattr("longtail.report.page.png", lambda figure: b"\x89PNG\r\n\x1a\n" + bytes(16))
+
+
+# Pictures -----------------------------------------------------------------------------------------------------------
+
+
+def test_report_writes_both_pictures_into_the_run_folder(run_dir: Path) -> None:
+    assert png_size((run_dir / "plots/learning_curves.png").read_bytes()) == (1536, 608)
+    assert png_size((run_dir / "plots/accuracy_by_count.png").read_bytes()) == (1536, 896)
+
+
+def test_every_look_has_its_own_colors_and_shape() -> None:
+    drawn = {name: png(accuracy_by_count(three_classes(), look)) for name, look in LOOKS.items()}
+    assert len(set(drawn.values())) == 4
+    assert {name: png_size(image)[0] for name, image in drawn.items()} == {
+        "light": 1536, "dark": 1536, "light_narrow": 704, "dark_narrow": 704,
+    }  # fmt: skip
+
+
+def test_accuracy_by_count_has_a_bar_and_a_dot_per_class_in_its_groups_color(run_dir: Path) -> None:
+    run = read_run(run_dir)
+    counts, accuracies = accuracy_by_count(run.classes).axes
+    ranked = run.ranked()
+    bars = [patch for patch in counts.patches if patch.get_height() != 1]
+    assert counts.get_yscale() == "log"
+    assert [bar.get_height() for bar in bars] == [row.train_count for row in ranked]
+    expected = [matplotlib.colors.to_rgba(GROUP_COLORS[row.group])[:3] for row in ranked]
+    assert [tuple(bar.get_facecolor()[:3]) for bar in bars] == expected
+    dots = accuracies.collections[0]
+    np.testing.assert_allclose(dots.get_offsets()[:, 1], [100 * (row.accuracy or 0) for row in ranked])
+    assert [tuple(color[:3]) for color in dots.get_facecolors()] == expected
+    (line,) = accuracies.lines
+    np.testing.assert_allclose(line.get_ydata()[50], np.mean([100 * (row.accuracy or 0) for row in ranked[45:56]]))
+
+
+def test_a_class_without_test_images_has_a_bar_and_no_dot() -> None:
+    rows = [*three_classes(), ClassRow(3, "d", 2, "few", 0, None)]
+    counts, accuracies = accuracy_by_count(rows).axes
+    assert len([patch for patch in counts.patches if patch.get_height() != 1]) == 4
+    assert np.isnan(np.ma.filled(accuracies.collections[0].get_offsets()[3, 1], np.nan))
+
+
+def test_many_classes_share_columns_that_do_not_cross_groups() -> None:
+    sizes = class_counts(1280, 1000, 256)
+    rows = [
+        ClassRow(i, str(i), n, group, 50, i / 1000)
+        for i, (n, group) in enumerate(zip(sizes, group_labels(sizes), strict=True))
+    ]
+    assert classes_per_column(1000) == 5
+    counts, accuracies = accuracy_by_count(rows).axes
+    bars = [patch for patch in counts.patches if patch.get_height() != 1]
+    assert len(bars) == sum(-(-group_labels(sizes).count(group) // 5) for group in GROUP_COLORS)
+    assert bars[0].get_height() == pytest.approx(np.mean(sizes[:5]))
+    assert accuracies.collections[0].get_offsets()[0, 1] == pytest.approx(100 * 0.002)
+    assert sum(bar.get_width() for bar in bars) == pytest.approx(1000)
+
+
+@pytest.mark.parametrize("names", [HOSTILE, ["", "\n\t", "\x00\u202e"], ["x" * 500, "$", "\\"]])
+def test_hostile_class_names_are_drawn_as_text(names: list[str]) -> None:
+    rows = [
+        ClassRow(r.index, name, r.train_count, r.group, 9, 0.5) for r, name in zip(three_classes(), names, strict=True)
+    ]
+    figure = accuracy_by_count(rows, DARK)
+    png(figure)
+    labels = [text.get_text() for text in figure.axes[1].get_xticklabels()]
+    assert all(0 < len(label) <= 14 for label in labels)
+    png(accuracy_by_rank([(name, rows) for name in names]))
+
+
+def test_one_class_and_equal_counts_and_zero_counts_can_be_drawn() -> None:
+    for counts in ([7], [0, 0, 0], [50, 50], [10**6, 1]):
+        rows = [ClassRow(i, str(i), n, "few", 5, 0.5) for i, n in enumerate(counts)]
+        assert png_size(png(accuracy_by_count(rows))) == (1536, 896)
+
+
+def test_learning_curves_show_terms_total_and_groups_in_their_colors(run_dir: Path) -> None:
+    history = read_run(run_dir).history
+    losses, accuracies = learning_curves(history, events=(10, 16)).axes
+    drawn = {line.get_label(): line for line in losses.lines if not line.get_label().startswith("_")}
+    assert set(drawn) == {"total", "classification", "contrastive"}
+    np.testing.assert_allclose(drawn["total"].get_ydata(), [row["loss"] for row in history])
+    shown = {line.get_label(): line for line in accuracies.lines if not line.get_label().startswith("_")}
+    assert list(shown) == ["top-1", "many", "medium", "few"]
+    assert shown["few"].get_color() == GROUP_COLORS["few"]
+    np.testing.assert_allclose(shown["few"].get_ydata(), [100 * row["few"] for row in history])
+    np.testing.assert_array_equal(shown["few"].get_xdata(), range(20))
+    assert [line.get_xdata()[0] for line in losses.lines if line.get_linestyle() == ":"] == [10, 16]
+
+
+def test_learning_curves_of_one_epoch_without_few_shot_classes_have_points_and_no_few() -> None:
+    row = {"epoch": 0, "loss": 2.0, "top1": 0.3, "many": 0.4, "medium": 0.2, "few": None}
+    losses, accuracies = learning_curves([row]).axes
+    assert [line.get_label() for line in accuracies.lines] == ["top-1", "many", "medium"]
+    assert all(line.get_marker() == "o" for line in (*losses.lines, *accuracies.lines))
+    assert png_size(png(losses.figure)) == (1536, 608)
+
+
+def test_loss_terms_are_the_keys_that_are_no_accuracy_and_the_total_stands_alone_if_it_is_the_only_one() -> None:
+    row = {"epoch": 0, "lr": 0.1, "loss": 3.0, "classification": 1.0, "top1": 0.5, "gamma": 0.4, "evaluated_on": "test"}
+    assert loss_terms([row]) == ["loss"]
+    assert loss_terms([row, row | {"contrastive": 2.0}]) == ["loss", "classification", "contrastive"]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.none() | st.floats(0, 1), min_size=1, max_size=30), st.integers(1, 6).map(lambda k: 2 * k - 1))
+def test_running_mean_is_that_of_a_slow_loop(values: list[float | None], window: int) -> None:
+    half = window // 2
+    for i, found in enumerate(running_mean(values, window)):
+        near = [v for v in values[max(0, i - half) : i + half + 1] if v is not None]
+        assert np.isnan(found) if not near else found == pytest.approx(sum(near) / len(near), abs=1e-9)
+
+
+def test_smoothing_window_is_odd_and_a_tenth_of_the_classes() -> None:
+    assert [smoothing_window(n) for n in (3, 10, 50, 100, 1000)] == [3, 3, 5, 11, 101]
+
+
+@pytest.mark.parametrize("module", [plots, style])
+def test_pictures_do_without_pyplot_and_its_global_state(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # importing it now raises ImportError
+    spec = importlib.util.spec_from_file_location("loaded_again", module.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    again = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "loaded_again", again)
+    spec.loader.exec_module(again)
+    assert png(accuracy_by_count(three_classes()))
+
+
+# The page -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_has_the_headline_numbers_of_the_last_epoch(run_dir: Path, page: Page) -> None:
+    last = json.loads((run_dir / "results.json").read_text())["last"]
+    for label, key in (
+        ("top-1, last epoch", "top1"),
+        ("many", "many"),
+        ("medium", "medium"),
+        ("few", "few"),
+        ("worst tenth of classes", "worst_tenth"),
+        ("calibration error", "ece"),
+    ):
+        assert f"{label} {100 * last[key]:.1f}%" in page.text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_best_epoch_is_labelled_with_what_selected_it(page: Page, tmp_path: Path) -> None:
+    assert "(best epoch, selected on test)" in page.text
+    other = write_report(fake_run(tmp_path / "run", counts=[300, 30, 3], selected_on="val"))
+    assert "(best epoch, selected on val)" in Page(other).text
+    assert "evaluated on val" in Page(other).text
+
+
+def test_the_page_loads_nothing_and_runs_nothing(page: Page) -> None:
+    for tag, name, value in page.attributes:
+        assert not name.startswith("on"), (tag, name)
+        if name in ("src", "href", "srcset", "action", "data"):
+            assert value.startswith("data:image/png;base64,")
+    assert not {"script", "link", "iframe", "object", "a"} & set(page.tags)
+    assert "url(" not in page.source
+    assert "@import" not in page.source
+    assert "http://" not in page.source
+    assert "https://" not in page.source
+    assert page.tags.count("picture") == 2
+
+
+def test_the_page_says_how_to_repeat_the_run_and_on_what_it_ran(page: Page) -> None:
+    assert "longtail train cifar100/concutmix 'data.path=my images.npz' seed=1" in page.text
+    assert "method: name: concutmix" in page.text
+    assert "versions.torch 2.15.0" in page.text
+
+
+def test_the_table_of_classes_has_a_line_per_class_from_the_most_images_to_the_fewest(page: Page) -> None:
+    places = [page.source.index(f"<bdi>class {k}</bdi></td><td") for k in range(100)]
+    assert places == sorted(places)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_with_out_only_that_file_is_written(tmp_path: Path) -> None:
+    path = fake_run(tmp_path / "run", counts=[300, 30, 3])
+    before = sorted(path.rglob("*"))
+    out = write_report(path, tmp_path / "new" / "page.html")
+    assert out == tmp_path / "new" / "page.html"
+    assert sorted(path.rglob("*")) == before
+    assert Page(out).tags.count("picture") == 2
+
+
+def test_hostile_names_stay_text(tmp_path: Path) -> None:
+    path = fake_run(tmp_path / "run", counts=[300, 30, 3], names=HOSTILE, epochs=1, method="</style><script>x")
+    (path / "config.yaml").write_text("a: '</pre><img src=x onerror=y>'\n")
+    edit_json(path / "run.json", notes=["<b>bold</b>"], command=["longtail", "train", "<i>;rm"])
+    found = Page(write_report(path))
+    assert "script" not in found.tags
+    assert not {"b", "i"} & set(found.tags)
+    assert all(value.startswith("data:") for _, name, value in found.attributes if name == "src")
+    for name in (*HOSTILE, "</style><script>x on cifar100", "</pre><img src=x onerror=y>", "<b>bold</b>", "'<i>;rm'"):
+        assert " ".join(name.split()) in found.text
+    assert "49" not in found.text.split("mostly taken for")[1].split("Repeat this run")[0]
+    compared = Page(write_comparison([path], tmp_path / "compared.html"))
+    assert "script" not in compared.tags
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_an_empty_group_is_a_dash_and_thirds_are_added(tmp_path: Path) -> None:
+    path = fake_run(tmp_path / "run", counts=[5000, 2000, 900, 300, 150, 120], untested=[5])
+    text = Page(write_report(path)).text
+    assert "few -" in text
+    assert "nan" not in text.lower().split("environment")[0]
+    thirds = findings.thirds_of(read_run(path))
+    assert f"head third {findings.percent(thirds['head'])}" in text
+    assert "All tested classes are of one group." not in text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_run_without_predictions_has_a_page_without_what_needs_them(tmp_path: Path) -> None:
+    path = fake_run(tmp_path / "run", counts=[300, 30, 3])
+    (path / "predictions.csv").unlink()
+    results = json.loads((path / "results.json").read_text())
+    results["last"]["backgrounds"] = {"seen": 0.8, "unseen": None}
+    (path / "results.json").write_text(json.dumps(results))
+    text = Page(write_report(path)).text
+    assert "Most confused" not in text
+    assert "Where the images go" not in text
+    assert "On backgrounds that the class had in training 80.0%, on those it never had -." in text
+
+
+# What cannot be reported --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", ["running", "stopped", "failed", None])
+def test_an_unfinished_run_is_refused_with_exit_code_four(tmp_path: Path, status: str | None) -> None:
+    path = fake_run(tmp_path / "run", counts=[300, 3])
+    edit_json(path / "run.json", status=status)
+    for write in (write_report, lambda p: write_comparison([p], tmp_path / "x.html"), lambda p: comparison_rows([p])):
+        with pytest.raises(RunError, match=f"not finished .status: {status}") as caught:
+            write(path)
+        assert caught.value.exit_code == 4
+    assert not (path / "report.html").exists()
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "results.json", "per_class.csv"])
+def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
+    path = fake_run(tmp_path / "run", counts=[300, 3])
+    (path / name).unlink()
+    with pytest.raises(RunError, match=f"lacks {name}"):
+        write_report(path)
+
+
+def test_a_folder_that_is_absent_or_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no run folder"):
+        write_report(tmp_path / "absent")
+    with pytest.raises(RunError, match=r"has no run\.json"):
+        write_report(tmp_path)
+    with pytest.raises(RunError, match="No run"):
+        comparison_rows([])
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("run.json", "{"),
+        ("run.json", "[1]"),
+        ("results.json", '{"method": "x"}'),
+        ("results.json", '{"method": "x", "last": {"top1": null}}'),
+        ("metrics.jsonl", ""),
+        ("metrics.jsonl", '{"epoch": 0}\n{"epo'),
+        ("metrics.jsonl", '{"step": 3}\n'),
+        ("metrics.jsonl", "[0]\n"),
+        ("per_class.csv", "class,train_count\n"),
+        ("per_class.csv", "class,train_count\na,3\n"),
+        ("per_class.csv", "class,train_count,group,test_count,accuracy\na,x,few,3,0.5\n"),
+        ("per_class.csv", "class,train_count,group,test_count,accuracy\na,3,rare,3,0.5\n"),
+        ("per_class.csv", "class,train_count,group,test_count,accuracy\na,3\n"),
+        ("per_class.csv", "class,train_count,group,test_count,accuracy\na,3,few,3,nan\n"),
+        ("predictions.csv", "index,id,target,predicted\n0,a,0,9\n"),
+        ("predictions.csv", "index,id,target,predicted\n0,a,-1,0\n"),
+        ("predictions.csv", "index,id,target,predicted\n0,a,cat,0\n"),
+        ("predictions.csv", "index,id\n0,a\n"),
+        ("predictions.csv", "index,id,target,predicted\n0,a\n"),
+        ("per_class.csv", b"\xff\xfe\x00"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path: Path, name: str, content: str | bytes) -> None:
+    path = fake_run(tmp_path / "run", counts=[300, 3])
+    (path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(RunError, match=name.replace(".", r"\.")):
+        comparison_rows([path])
+
+
+def test_a_place_that_cannot_be_written_is_exit_code_six(tmp_path: Path) -> None:
+    path = fake_run(tmp_path / "run", counts=[300, 3])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ResourceError):
+        write_comparison([path], tmp_path / "file" / "page.html")
+
+
+# Findings -----------------------------------------------------------------------------------------------------------
+
+
+def test_confused_pairs_are_the_off_diagonal_of_the_confusion_matrix(run_dir: Path) -> None:
+    run = read_run(run_dir)
+    assert run.predictions is not None
+    matrix = confusion(run.predictions.targets, run.predictions.predicted, 100)
+    found = findings.confusions(run)
+    assert {(c.target.index, c.predicted.index): c.images for c in found} == {
+        (t, p): int(matrix[t, p]) for t in range(100) for p in range(100) if t != p and matrix[t, p]
+    }
+    assert [c.share for c in found] == sorted((c.share for c in found), reverse=True)
+    assert all(c.tested == 40 for c in found)
+
+
+def test_the_flow_of_images_is_that_of_a_slow_loop(run_dir: Path) -> None:
+    run = read_run(run_dir)
+    assert run.predictions is not None
+    group = [row.group for row in run.classes]
+    flows = findings.image_flow(run)
+    assert [flow.group for flow in flows] == ["many", "medium", "few"]
+    for flow in flows:
+        pairs = zip(run.predictions.targets, run.predictions.predicted, strict=True)
+        there = [group[p] for t, p in pairs if group[t] == flow.group]
+        for name, share in flow.shares.items():
+            assert share == pytest.approx(there.count(name) / len(there))
+    share = 100 * flows[2].shares["many"]
+    assert findings.flow_sentence(flows) == f"{share:.0f}% of few-shot test images are called a many-shot class."
+
+
+def test_schedule_events_are_epochs_whether_given_as_epochs_or_as_fractions(run_dir: Path) -> None:
+    assert findings.schedule_events(read_run(run_dir)) == {
+        "warmup epochs": [1],
+        "milestones": [16, 18],
+        "rectify start": [10],
+    }
+
+
+def test_sentences_say_the_numbers(run_dir: Path) -> None:
+    run = read_run(run_dir)
+    many, few = (findings.percent(run.last[name]) for name in ("many", "few"))
+    assert findings.tail_sentence(run) == f"From many to few the mean accuracy falls from {many} to {few}."
+    move = findings.points(run.history[-1]["top1"] - run.history[16]["top1"])
+    assert f"From epoch 16 to the last, 19, accuracy moved by top-1 {move}," in findings.curves_sentence(run)
+    assert findings.points(-0.0123) == "\N{MINUS SIGN}1.2"
+
+
+# Several runs -------------------------------------------------------------------------------------------------------
+
+
+def test_comparison_rows_are_the_results_of_the_last_epoch_in_the_order_given(run_dir: Path, tmp_path: Path) -> None:
+    other = fake_run(tmp_path / "ce", method="cross-entropy", skill=-0.1)
+    rows = comparison_rows([other, run_dir])
+    assert [row.method for row in rows] == ["cross-entropy", "concutmix"]
+    for row, path in zip(rows, (other, run_dir), strict=True):
+        results = json.loads((path / "results.json").read_text())
+        for name in ("top1", "many", "medium", "few", "worst_tenth", "ece"):
+            assert getattr(row, name) == results["last"][name]
+        assert (row.image_passes, row.seconds) == (results["image_passes"], results["train_seconds"])
+        assert (row.epochs, row.seed, row.head) == (20, 1, None)
+    ours, theirs = (read_run(path).predictions for path in (run_dir, other))
+    assert ours is not None
+    assert theirs is not None
+    assert rows[0].difference is None
+    assert rows[1].difference == paired_bootstrap(
+        ours.predicted == ours.targets, theirs.predicted == theirs.targets, seed=0
+    )
+    assert rows[1].difference[0] == pytest.approx(rows[1].top1 - rows[0].top1)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_runs_on_other_test_images_have_no_difference_and_a_note(tmp_path: Path) -> None:
+    first = fake_run(tmp_path / "a", counts=[300, 30, 3])
+    second = fake_run(tmp_path / "b", counts=[300, 30, 3], tested=20, method="smcl", epochs=5)
+    edit_json(second / "run.json", data={"fingerprint": "another"})
+    assert comparison_rows([first, second])[1].difference is None
+    text = Page(write_comparison([first, second], tmp_path / "page.html")).text
+    assert "trained on different images" in text
+    assert "of different length" in text
+    assert "Image passes differ" in text
+    assert "against the first" not in text
+
+
+def test_thirds_are_added_to_all_rows_where_one_run_has_an_empty_group(run_dir: Path, tmp_path: Path) -> None:
+    balanced = fake_run(tmp_path / "balanced", counts=[500, 400, 300], names=["a", "b", "c"])
+    rows = comparison_rows([balanced, run_dir])
+    assert (rows[0].medium, rows[0].few) == (None, None)
+    assert rows[0].tail == read_run(balanced).classes[2].accuracy
+    assert all(row.head is not None for row in rows)
+
+
+def test_runs_have_labels_that_tell_them_apart(tmp_path: Path) -> None:
+    one, two = (fake_run(tmp_path / f"s{seed}", counts=[300, 3], seed=seed) for seed in (1, 2))
+    again = fake_run(tmp_path / "again", counts=[300, 3], seed=2)
+    assert [row.label for row in comparison_rows([one])] == ["concutmix"]
+    assert [row.label for row in comparison_rows([one, two])] == ["concutmix, seed 1", "concutmix, seed 2"]
+    assert [row.label for row in comparison_rows([two, again])] == ["concutmix (s2)", "concutmix (again)"]
+
+
+def test_comparison_page_has_a_line_per_run_and_says_who_is_best_on_the_tail(run_dir: Path, tmp_path: Path) -> None:
+    worse = fake_run(tmp_path / "ce", method="cross-entropy", skill=-0.2)
+    found = Page(write_comparison([worse, run_dir], tmp_path / "deep" / "page.html"))
+    tails = [findings.percent(findings.thirds_of(read_run(path))["tail"]) for path in (run_dir, worse)]
+    assert f"concutmix has the highest mean accuracy, {tails[0]}, cross-entropy the lowest, {tails[1]}." in found.text
+    assert found.tags.count("img") == 1
+    assert all(v.startswith("data:") for _, name, v in found.attributes if name in ("src", "srcset", "href"))
+    (axes,) = accuracy_by_rank([(label, read_run(path).classes) for label, path in (("a", worse), ("b", run_dir))]).axes
+    assert [line.get_label() for line in axes.lines] == ["a", "b"]
+    assert len({line.get_color() for line in axes.lines} | set(GROUP_COLORS.values())) == 5

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from longtail.data import class_counts, effective_number_probabilities
+from longtail.data import class_counts, effective_number_probabilities, sampling
 from longtail.data.sampling import SAMPLERS, effective_number, effective_number_per_sample, epoch_plan
 from longtail.errors import ConfigError, DataError
 from longtail.rng import generator
@@ -131,6 +131,16 @@ def test_sampling_an_epoch_of_cifar100_takes_less_than_five_milliseconds(name: s
         times.append(time.perf_counter() - start)
     # The fastest of several, since other work on the machine only ever adds time.
     assert min(times) < 0.005
+
+
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "shuffle"])
+@pytest.mark.parametrize(("value", "expected"), [(0.0, 0), (1 - 2**-53, 4)])
+def test_the_least_and_the_greatest_draw_stay_inside(
+    name: str, value: float, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampling, "_uniform", lambda n, _: torch.full((n,), value, dtype=torch.float64))
+    labels = torch.tensor([1, 1, 3, 3, 3])
+    assert SAMPLERS[name](labels, 3, generator(0)).tolist() == [expected] * 3
 
 
 @given(n=st.integers(1, 70), batch=st.integers(1, 20), seed=st.integers(0, 99))

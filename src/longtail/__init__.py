@@ -1,3 +1,25 @@
 """Train image classifiers when a few classes have most of the data and most classes have almost none."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from longtail.api import Run as Run
+    from longtail.api import train as train
+    from longtail.predict import Model as Model
+    from longtail.predict import load as load
+
+_PUBLIC = {"train": "longtail.api", "Run": "longtail.api", "load": "longtail.predict", "Model": "longtail.predict"}
+
+__all__ = ["Model", "Run", "__version__", "load", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the public names when they are first used: ``import longtail`` alone needs no PyTorch."""
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'longtail' has no attribute '{name}'")

@@ -94,6 +94,11 @@ class RunDir:
         """Whether the folder holds a run of ours: only such a folder is ever deleted."""
         return (self.path / "run.json").is_file()
 
+    @property
+    def has_started(self) -> bool:
+        """Whether the run got as far as describing itself, so that there is something to resume."""
+        return self.is_run and (self.path / "config.yaml").is_file() and "data" in self.description()
+
     def refuse_unless_new(self) -> None:
         """Raise ConfigError if there is anything at the path."""
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
@@ -119,6 +124,8 @@ class RunDir:
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             (self.path / "plots").mkdir(exist_ok=True)
+            if not self.is_run:
+                self.update_description(status="starting")
         except OSError as error:
             raise _disk_error(self.path, error) from error
 
@@ -181,8 +188,8 @@ class RunDir:
         except OSError as error:
             raise _disk_error(self.metrics, error) from error
 
-    def cut_metrics(self, step: int) -> None:
-        """Drop the lines written after ``step`` finished steps, so that no epoch stands twice after a resume."""
+    def cut_metrics(self, epochs_done: int) -> None:
+        """Keep the lines of the first ``epochs_done`` epochs, so that no epoch stands twice after a resume."""
         if not self.metrics.is_file():
             return
         kept = []
@@ -191,7 +198,7 @@ class RunDir:
                 row = json.loads(line)
             except ValueError:
                 continue  # a line that a kill cut short
-            if row["step"] <= step:
+            if row["epoch"] < epochs_done:
                 kept.append(line + "\n")
         write_atomic(self.metrics, "".join(kept).encode())
 

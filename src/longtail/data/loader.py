@@ -28,10 +28,10 @@ class Loader:
         train: ImageSet,
         needs: DataNeeds,
         views: Mapping[str, View],
-        *,
         batch: int,
         epochs: int,
         seed: int,
+        *,
         workers: int = 0,
     ) -> None:
         self.train, self.needs, self.views = train, needs, views

@@ -43,6 +43,11 @@ class Prepared:
     fingerprint: str
     background_names: list[str] | None = None
 
+    @property
+    def selected_on(self) -> EvaluatedOn:
+        """The set that the best epoch is chosen on: val where there is one apart from what is reported."""
+        return "val" if self.val is not None else self.evaluated_on
+
 
 def prepare(
     source: Source,

@@ -1,0 +1,5 @@
+"""Pages and pictures of finished runs."""
+
+from longtail.report.page import ComparisonRow, comparison_rows, write_comparison, write_report
+
+__all__ = ["ComparisonRow", "comparison_rows", "write_comparison", "write_report"]

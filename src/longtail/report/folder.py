@@ -119,9 +119,16 @@ def _mapping(path: Path) -> dict[str, Any]:
 
 def _results(path: Path) -> dict[str, Any]:
     content = _mapping(path)
-    float(content["last"]["top1"])
+    _fraction(content["last"]["top1"])
     str(content["method"])
     return content
+
+
+def _fraction(value: Any) -> float:
+    number = float(value)
+    if not 0 <= number <= 1:
+        raise ValueError(f"{value} is no accuracy")
+    return number
 
 
 def _history(path: Path) -> list[dict[str, Any]]:
@@ -141,7 +148,7 @@ def _classes(path: Path) -> list[ClassRow]:
             train_count=int(row["train_count"]),
             group=row["group"],
             test_count=int(row["test_count"]),
-            accuracy=float(row["accuracy"]) if row["accuracy"] else None,
+            accuracy=_fraction(row["accuracy"]) if row["accuracy"] else None,
         )
         for index, row in enumerate(_lines(path))
     ]
@@ -171,4 +178,8 @@ def _labels(values: list[str], classes: list[ClassRow]) -> NDArray[np.int64]:
 
 def _lines(path: Path) -> list[dict[str, str]]:
     with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+        rows = list(csv.DictReader(file))
+    for number, row in enumerate(rows):
+        if None in row or None in row.values():
+            raise ValueError(f"its row {number} has not as many fields as the header")
+    return rows

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import shlex
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,8 @@ from longtail.errors import ResourceError, RunError
 from longtail.metrics import paired_bootstrap
 from longtail.report import findings
 from longtail.report.folder import GROUPS, FinishedRun, read_run
-from longtail.report.plots import accuracy_by_count, accuracy_by_rank, learning_curves, png
-from longtail.report.style import GROUP_COLORS, LIGHT, LOOKS, Look
+from longtail.report.plots import accuracy_by_count, accuracy_by_rank, classes_per_column, learning_curves, png
+from longtail.report.style import GROUP_COLORS, LOOKS, Look
 from longtail.rundir import write_atomic
 
 CONFUSED_PAIRS = 8
@@ -63,17 +64,6 @@ class ComparisonRow:
     difference: tuple[float, float, float] | None
 
 
-def write_plots(run_dir: Path) -> list[Path]:
-    """Write ``plots/learning_curves.png`` and ``plots/accuracy_by_count.png`` of a finished run; returns the paths."""
-    run = read_run(Path(run_dir))
-    folder = run.path / "plots"
-    _make_folder(folder)
-    drawn = {"learning_curves.png": _curves(run, LIGHT), "accuracy_by_count.png": _tail(run, LIGHT)}
-    for name, figure in drawn.items():
-        write_atomic(folder / name, png(figure))
-    return [folder / name for name in drawn]
-
-
 def write_report(run_dir: Path, out: Path | None = None) -> Path:
     """Write the page of a finished run, by default to its ``report.html`` with its ``plots/*.png``; returns the path.
 
@@ -81,8 +71,11 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
     absent, unfinished, incomplete or broken, naming what is missing; ResourceError if the disk refuses.
     """
     run = read_run(Path(run_dir))
+    curves, tail = _drawn(lambda look: _curves(run, look)), _drawn(lambda look: _tail(run, look))
     if out is None:
-        write_plots(run.path)
+        _make_folder(run.path / "plots")
+        write_atomic(run.path / "plots" / "learning_curves.png", curves["light"])
+        write_atomic(run.path / "plots" / "accuracy_by_count.png", tail["light"])
     page = Path(out) if out is not None else run.path / "report.html"
     found = findings.confusions(run)
     flows = findings.image_flow(run)
@@ -96,9 +89,10 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
         "split": _split(run),
         "images": sum(row.train_count for row in run.classes),
         "thirds": findings.thirds_of(run) if len(run.group_sizes()) < len(GROUPS) else {},
-        "tail_picture": _picture(lambda look: _tail(run, look), "Training images and accuracy of every class, by rank"),
+        "tail_picture": _picture(tail, "Training images and accuracy of every class, by rank"),
         "tail_sentence": findings.tail_sentence(run),
-        "curves_picture": _picture(lambda look: _curves(run, look), "Loss terms and accuracies over the epochs"),
+        "classes_per_column": classes_per_column(len(run.classes)),
+        "curves_picture": _picture(curves, "Loss terms and accuracies over the epochs"),
         "curves_sentence": findings.curves_sentence(run),
         "events": events,
         "flows": flows,
@@ -134,7 +128,8 @@ def write_comparison(run_dirs: Sequence[Path], out: Path) -> Path:
         "notes": _comparison_notes(runs, rows),
         "sentence": _rarest_sentence(runs, rows),
         "picture": _picture(
-            lambda look: accuracy_by_rank(lines, look, " / ".join(splits)), "Accuracy over class rank, a line per run"
+            _drawn(lambda look: accuracy_by_rank(lines, look, " / ".join(splits))),
+            "Accuracy over class rank, a line per run",
         ),
     }
     return _write_page(Path(out), "comparison.html", content)
@@ -236,24 +231,23 @@ def _tail(run: FinishedRun, look: Look) -> Figure:
     return accuracy_by_count(run.classes, look, _split(run))
 
 
-def _picture(draw: Callable[[Look], Figure], alt: str) -> Markup:
+def _drawn(draw: Callable[[Look], Figure]) -> dict[str, bytes]:
+    return {name: png(draw(look)) for name, look in LOOKS.items()}
+
+
+def _picture(images: Mapping[str, bytes], alt: str) -> Markup:
     """One picture in four looks; the browser takes the first source whose condition holds."""
     shown = {}
-    for name, look in LOOKS.items():
-        figure = draw(look)
-        width, height = figure.get_size_inches()
-        source = "data:image/png;base64," + base64.b64encode(png(figure)).decode()
-        shown[name] = {"source": source, "width": round(100 * width), "height": round(100 * height)}
-    sources = [
-        Markup('<source media="{media}" srcset="{source}" width="{width}" height="{height}">').format(
-            media=media, **shown[name]
-        )
-        for media, name in ((f"{PHONE} and {DARK}", "dark_narrow"), (PHONE, "light_narrow"), (DARK, "dark"))
-    ]
-    image = Markup('<img src="{source}" width="{width}" height="{height}" alt="{alt}">').format(
-        alt=alt, **shown["light"]
-    )
-    return Markup("<picture>{}{}</picture>").format(Markup("\n").join(sources), image)
+    for name, image in images.items():
+        width, height = struct.unpack(">II", image[16:24])  # of the PNG's first chunk
+        source = "data:image/png;base64," + base64.b64encode(image).decode()
+        shown[name] = {"source": source, "width": width, "height": height}
+    source_tag = Markup('<source media="{media}" srcset="{source}" width="{width}" height="{height}">')
+    image_tag = Markup('<img src="{source}" width="{width}" height="{height}" alt="{alt}">')
+    conditions = ((f"{PHONE} and {DARK}", "dark_narrow"), (PHONE, "light_narrow"), (DARK, "dark"))
+    tags = [source_tag.format(media=media, **shown[name]) for media, name in conditions]
+    tags.append(image_tag.format(alt=alt, **shown["light"]))
+    return Markup("<picture>{}</picture>").format(Markup("\n").join(tags))
 
 
 def _make_folder(folder: Path) -> None:

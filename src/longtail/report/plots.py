@@ -119,16 +119,16 @@ def accuracy_by_count(rows: Sequence[ClassRow], look: Look = LIGHT, split: str =
     colors, centers = [GROUP_COLORS[c.group] for c in columns], [c.center for c in columns]
     counts, accuracies = figure.subplots(2, 1, sharex=True, height_ratios=(2, 3))
     widths = [c.width * (1.0 if len(columns) > 120 else 0.84) for c in columns]
-    counts.bar(centers, [c.count for c in columns], widths, color=colors, alpha=look.bar, linewidth=0)
     count_axis(counts, max(1, ranked[0].train_count))
+    counts.bar(centers, [c.count for c in columns], widths, color=colors, alpha=look.bar, linewidth=0)
     percent = [None if c.accuracy is None else 100 * c.accuracy for c in columns]
     heights = [np.nan if p is None else p for p in percent]
     dot = 12 if many_columns else 22 if len(columns) > MOST_NAMES else 44
     accuracies.scatter(centers, heights, s=dot, c=colors, linewidth=0, zorder=3, clip_on=False)
     window = smoothing_window(len(columns))
     accuracies.plot(centers, running_mean(percent, window), color=look.ink, linewidth=1.9, zorder=4)
-    most = max(c.width for c in columns)
-    what = "a class" if most == 1 else f"{most} classes"
+    size = classes_per_column(len(ranked))
+    what = "a class" if size == 1 else f"{size} classes"
     style_axes(counts, look, "Training images, log scale")
     style_axes(accuracies, look, f"Accuracy on {split}", f"dot: {what} · line: mean of {window} dots")
     percent_axis(accuracies)
@@ -145,7 +145,7 @@ def accuracy_by_rank(runs: Sequence[tuple[str, Sequence[ClassRow]]], look: Look 
     for number, (ranked, color) in enumerate(zip(orders, line_colors(len(runs)), strict=True)):
         mean = 100 * running_mean([row.accuracy for row in ranked], smoothing_window(len(ranked)))
         dashes = ("-", "--", ":", "-.")[number // len(LINE_COLORS) % 4]
-        label = drawable(runs[number][0], 44, f"run {number + 1}")
+        label = drawable(runs[number][0], 40, f"run {number + 1}")
         axes.plot(range(len(ranked)), mean, dashes, color=color, linewidth=2.2, label=label)
     style_axes(axes, look)
     percent_axis(axes)
@@ -153,8 +153,9 @@ def accuracy_by_rank(runs: Sequence[tuple[str, Sequence[ClassRow]]], look: Look 
     if len({tuple(row.group for row in ranked) for ranked in orders}) == 1:
         group_bands((axes,), longest, look)
     class_axis(axes, longest, look, named=len({tuple(row.name for row in ranked) for ranked in orders}) == 1)
-    title = f"Accuracy on {split}, mean over {smoothing_window(len(longest))} neighboring classes"
-    legend_above(axes, look, title, columns=1 if look.narrow else min(3, len(runs)))
+    longest_label = max(min(len(label), 40) for label, _ in runs)
+    fitting = (50 if look.narrow else 116) // (longest_label + 7)
+    legend_above(axes, look, f"Accuracy on {split}, running mean over classes", columns=max(1, min(fitting, len(runs))))
     return figure
 
 
@@ -167,8 +168,13 @@ class _Column:
     group: str
 
 
+def classes_per_column(classes: int) -> int:
+    """How many neighboring classes share a column of :func:`accuracy_by_count`: one, up to 200 classes."""
+    return -(-classes // MOST_COLUMNS)
+
+
 def _columns(ranked: Sequence[ClassRow]) -> list[_Column]:
-    size = -(-len(ranked) // MOST_COLUMNS)
+    size = classes_per_column(len(ranked))
     made = []
     for group in GROUPS:
         places = [i for i, row in enumerate(ranked) if row.group == group]

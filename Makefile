@@ -1,0 +1,50 @@
+# The interface of the checkout. Each target makes what it needs; `make test` and `make demo` work from a fresh clone.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.stamp
+EXTRA ?= dev
+# The versions that the tests were last passed with; `make CONSTRAINTS= ...` takes whatever is newest.
+CONSTRAINTS ?= constraints.txt
+JOBS ?= 2
+
+.PHONY: demo test test-slow check bench results clean
+
+# A .venv is good if it was made by this Python, for these requirements, at this place, and still imports.
+WANTED = $(shell cat pyproject.toml $(CONSTRAINTS) Makefile | cksum) $(shell $(PYTHON) -c 'import sys; print(sys.version_info[:2], sys.base_prefix)') $(CURDIR)
+
+$(STAMP): FORCE
+	@if [ -f $(STAMP) ] && [ "$$(cat $(STAMP))" = "$(WANTED)" ] && $(BIN)/python -c 'import longtail, torch, pytest' 2>/dev/null; then :; else \
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "longtail needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 1; }; \
+	$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "Python's venv module is missing: install it (Debian and Ubuntu: apt install python3-venv) and run make again."; exit 1; }; \
+	echo "Making $(VENV) (a few minutes the first time: PyTorch is large)"; \
+	rm -rf $(VENV) && $(PYTHON) -m venv $(VENV) && \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[$(EXTRA)]' && \
+	echo "$(WANTED)" > $(STAMP); fi
+
+FORCE:
+
+demo: $(STAMP)  ## train ce and concutmix on the embedded images and compare them
+	$(BIN)/python -m longtail train scenes/ce --out runs/demo/ce --overwrite
+	$(BIN)/python -m longtail train scenes/concutmix --out runs/demo/concutmix --overwrite
+	$(BIN)/python -m longtail report runs/demo/ce runs/demo/concutmix --out runs/demo/report.html
+
+check: $(STAMP)  ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: check  ## every check and the default tests
+	$(BIN)/python -m pytest -n $(JOBS) -q
+
+test-slow: $(STAMP)  ## kills, fuzz, accuracy
+	$(BIN)/python -m pytest -q -m slow
+
+bench: $(STAMP)  ## the real step beside the bare network
+	$(BIN)/python benchmarks/throughput.py
+
+results: $(STAMP)  ## docs/results.md from results/
+	$(BIN)/python benchmarks/tables.py
+
+clean:
+	rm -rf $(VENV) runs/demo .mypy_cache .ruff_cache .pytest_cache

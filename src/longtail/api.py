@@ -1,0 +1,110 @@
+"""The Python entry: train by recipe name, and get back a run with its results, model and report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from longtail.config import build_config, merge
+from longtail.data.open import open_data
+from longtail.data.prepare import Prepared
+from longtail.device import resolve_device
+from longtail.errors import ConfigError
+from longtail.evaluate import Evaluation, evaluate
+from longtail.predict import load
+from longtail.recipes import load_config
+from longtail.report.page import write_report
+from longtail.rundir import RunDir, read_json
+from longtail.train import Listener, default_out
+from longtail.train import train as train_config
+
+if TYPE_CHECKING:
+    from longtail.config import Config
+    from longtail.predict import Model
+
+
+class Run:
+    """A run folder that has finished: ``path``, ``results`` (results.json), ``report`` (a page), ``model()``."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.results: dict[str, Any] = read_json(self.path / "results.json")
+        self.report = self.path / "report.html"
+
+    def model(self, which: str = "last") -> Model:
+        """The trained network, ready to predict."""
+        return load(self.path, which=which)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """One dict per evaluated epoch."""
+        return RunDir(self.path).read_metrics()
+
+    def __repr__(self) -> str:
+        last = self.results["last"]
+        return f"Run({str(self.path)!r}, last epoch top1={last['top1']:.4f})"
+
+
+def train(
+    recipe: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    listener: Listener | None = None,
+    **settings: Any,
+) -> Run:
+    """Train a recipe (``"cifar100/concutmix"``) or a YAML file with settings laid over it, and write its report.
+
+    Settings are keys or groups of keys: ``seed=1, data={"path": ...}, optim={"epochs": 20}, out="runs/x"``. Raises the
+    errors of :mod:`longtail.errors`, each with a message that says what to do.
+    """
+    values = {name: dict(value) if isinstance(value, Mapping) else value for name, value in settings.items()}
+    return run_config(load_config(recipe, values), resume=resume, overwrite=overwrite, listener=listener)
+
+
+def run_config(
+    config: Config,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    listener: Listener | None = None,
+    command: list[str] | None = None,
+) -> Run:
+    """Train by a Config, then write plots and report."""
+    train_config(config, resume=resume, overwrite=overwrite, listener=listener, command=command)
+    out = Path(config.out or default_out(config))
+    if not (out / "report.html").is_file():
+        write_report(out)
+    return Run(out)
+
+
+MOVABLE = ("data.path", "run.device", "run.threads")
+
+
+def evaluate_run(
+    run: str | Path, which: str = "last", settings: Mapping[str, Any] | None = None
+) -> tuple[Prepared, Evaluation, list[str]]:
+    """Evaluate a run's last or best weights on the set that its results are of.
+
+    ``settings`` may move the images and the computation (``data.path``, ``run.device``, ``run.threads``); anything
+    else would be another run and raises ConfigError. Returns the data, the evaluation, and notes worth saying.
+    """
+    settings = settings or {}
+    for group, inner in settings.items():
+        for name in inner if isinstance(inner, Mapping) else [None]:
+            key = group if name is None else f"{group}.{name}"
+            if key not in MOVABLE:
+                raise ConfigError(
+                    f"'{key}' cannot be changed when a run is evaluated.",
+                    hint=f"Only {', '.join(MOVABLE)} and which can.",
+                )
+    folder = RunDir(run)
+    described = folder.description()
+    config = build_config(merge(folder.read_config(), settings))
+    model = load(run, which=which, device=str(resolve_device(config.run.device)))
+    data = open_data(config.data)
+    notes = []
+    if data.fingerprint != described["data"]["fingerprint"]:
+        notes.append("these are not the images that the run was trained and evaluated on")
+    images = data.evaluation.to(next(model.method.parameters()).device)
+    return data, evaluate(model.method, images, data, model.view, config.data.groups), notes

@@ -1,0 +1,179 @@
+"""The command ``longtail``. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from longtail.errors import EXIT_BUG, EXIT_INTERRUPT, ConfigError, LongtailError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer(
+    help="Train image classifiers on long-tailed data.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Settings = Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]", help="Settings laid over the others.")]
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console()
+
+
+def _split(target: str | None, settings: list[str] | None) -> tuple[str | None, list[str]]:
+    """A first word with '=' in it is a setting: ``longtail train data.name=... method.name=...``."""
+    words = list(settings or [])
+    if target is not None and "=" in target and not target.endswith((".yaml", ".yml")):
+        return None, [target, *words]
+    return target, words
+
+
+@app.command()
+def train(
+    target: Annotated[str | None, typer.Argument(metavar="[RECIPE|CONFIG.yaml]", help="e.g. scenes/concutmix")] = None,
+    settings: Settings = None,
+    out: Annotated[str | None, typer.Option(help="The run folder (the same as out=DIR).")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run in the folder first.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the resolved configuration and stop.")] = False,
+) -> None:
+    """Train by a recipe or a configuration file."""
+    import yaml
+
+    from longtail.recipes import load_config
+
+    if resume and overwrite:
+        raise ConfigError("--resume and --overwrite exclude each other.")
+    recipe, words = _split(target, settings)
+    config = load_config(recipe, [*words, *([f"out={out}"] if out is not None else [])])
+    if dry_run:
+        typer.echo(yaml.safe_dump(config.plain(), sort_keys=False), nl=False)
+        times = config.optim.resolved()
+        typer.echo(f"# in epochs: warmup_epochs {times['warmup_epochs']}, milestones {times['milestones']}")
+        return
+
+    from longtail.api import run_config
+    from longtail.display import LiveTable, listener_for
+
+    listener = listener_for(_console())
+    try:
+        run = run_config(
+            config, resume=resume, overwrite=overwrite, listener=listener, command=["longtail", *sys.argv[1:]]
+        )
+    finally:
+        if isinstance(listener, LiveTable):
+            listener.close()
+    typer.echo(f"report: {run.report}")
+
+
+@app.command("eval")
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    settings: Settings = None,
+) -> None:
+    """Evaluate a trained run again; which=best takes the best epoch's weights, data.path=... moved images."""
+    from longtail.api import evaluate_run
+    from longtail.config import parse_assignments
+    from longtail.display import evaluation_table
+
+    values = parse_assignments(settings or [])
+    which = str(values.pop("which", "last"))
+    data, evaluation, notes = evaluate_run(run, which, values)
+    for note in notes:
+        typer.echo(f"note: {note}")
+    _console().print(evaluation_table(evaluation.numbers(), which, data.evaluated_on, len(evaluation.targets)))
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="One run folder, or several to compare.")],
+    out: Annotated[Path | None, typer.Option(help="The page to write.")] = None,
+) -> None:
+    """Write a run's report page, or a page that compares several runs."""
+    from longtail.report.page import write_comparison, write_report
+
+    if len(runs) == 1:
+        typer.echo(f"report: {write_report(runs[0], out)}")
+        return
+    from longtail.display import results_table
+    from longtail.rundir import read_json
+
+    page = write_comparison(runs, out or runs[0].parent / "report.html")
+    _console().print(results_table([read_json(path / "results.json") for path in runs]))
+    typer.echo(f"report: {page}")
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes and where their numbers come from."""
+    from longtail.recipes import recipe_names, recipe_source
+
+    names = recipe_names()
+    width = max(map(len, names))
+    for name in names:
+        typer.echo(f"{name:<{width}}  {recipe_source(name)}")
+
+
+@app.command()
+def methods() -> None:
+    """List the methods, with paper and one line."""
+    from longtail.methods import METHODS
+
+    width = max(map(len, METHODS))
+    for name, entry in METHODS.items():
+        typer.echo(f"{name:<{width}}  {entry.summary} [{entry.paper}]")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a configuration file: every key, its type, its default and its meaning."""
+    import json
+
+    from longtail.config import Config
+
+    typer.echo(json.dumps(Config.model_json_schema(), indent=1))
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Run the command and exit with the code of the contract; errors are one readable block on standard error."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words or os.environ.get("LONGTAIL_DEBUG") == "1"
+    words = [word for word in words if word != "--debug"]
+    try:
+        app(words, prog_name="longtail", standalone_mode=True)
+    except LongtailError as error:
+        if debug:
+            traceback.print_exc()
+        _say_error(error.message, error.hint)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        _say_error("Stopped by Ctrl-C before training began; nothing was lost.", None)
+        sys.exit(EXIT_INTERRUPT)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(EXIT_BUG)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        _say_error(
+            f"This is a bug of longtail: {type(error).__name__}: {error}",
+            "Run again with --debug and report what it prints.",
+        )
+        sys.exit(EXIT_BUG)
+
+
+def _say_error(message: str, hint: str | None) -> None:
+    lines = [f"error: {message}", *([hint] if hint else [])]
+    typer.echo("\n".join(lines), err=True)

@@ -1,0 +1,84 @@
+"""Signals, locks and memory faults, turned into typed errors around the training loop."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from longtail.errors import EXIT_INTERRUPT, EXIT_SIGTERM, ResourceError, StoppedError
+from longtail.rundir import RunDir
+
+
+class StopRequest:
+    """Set by SIGTERM or Ctrl-C; the loop looks at it after every step and every evaluated batch."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    @property
+    def requested(self) -> bool:
+        """Whether a stop was asked for."""
+        return self.signal is not None
+
+    def is_set(self) -> bool:
+        """The same as a function."""
+        return self.requested
+
+    def error(self, path: Path) -> StoppedError:
+        """What is raised once a checkpoint is saved."""
+        name, code = ("SIGTERM", EXIT_SIGTERM) if self.signal == signal.SIGTERM else ("Ctrl-C", EXIT_INTERRUPT)
+        return StoppedError(
+            f"StoppedError by {name}; the checkpoint is in {path}.", exit_code=code, hint="Go on with --resume."
+        )
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[StopRequest]:
+    """Turn SIGTERM and SIGINT into a request for the time of the block (in the main thread; elsewhere do nothing)."""
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if request.requested and number == signal.SIGINT:
+            sys.exit(EXIT_INTERRUPT)  # a second Ctrl-C does not wait for the step
+        request.signal = number
+
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield request
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def locked(run: RunDir) -> Iterator[None]:
+    """Hold the folder's lock for the time of the block."""
+    run.lock()
+    try:
+        yield
+    finally:
+        run.unlock()
+
+
+@contextlib.contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turn an allocation that failed into ResourceError."""
+    hint = "Lower optim.batch or the image size."
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise ResourceError("Out of memory.", hint=hint) from error
+    except RuntimeError as error:
+        if "can't allocate memory" in str(error) or "not enough memory" in str(error):
+            raise ResourceError("Out of memory.", hint=hint) from error
+        raise

@@ -1,0 +1,123 @@
+"""A trained network as something that takes images and gives probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from longtail.config import Config, build_config
+from longtail.data.views import build_view
+from longtail.device import resolve_device
+from longtail.errors import ConfigError, DataError, RunError
+from longtail.evaluate import predict_probabilities
+from longtail.methods import Method
+from longtail.rundir import RunDir
+from longtail.state import build_method, load_model
+
+Images = NDArray[Any] | Tensor | Sequence[Any]
+
+
+class Model:
+    """The network of a run, with the size and normalization that it was trained with."""
+
+    def __init__(self, method: Method, config: Config, described: Mapping[str, Any], which: str) -> None:
+        self.method, self.config, self.which = method.eval(), config, which
+        self.class_names: list[str] = list(described["data"]["class_names"])
+        self.class_counts: list[int] = list(described["class_counts"])
+        self.size = int(described["image_size"])
+        mean, std = described["normalization"]["mean"], described["normalization"]["std"]
+        self.view = build_view("plain", self.size, (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
+
+    def predict(self, images: Images) -> NDArray[np.float32]:
+        """Probabilities (N, C): softmax of the logits without the training offset, so for a uniform prior where the
+        method adjusts its logits.
+
+        ``images``: uint8 (N, H, W, 3), (N, 3, H, W) or (N, H, W), floats in [0, 1] of those shapes, or a list of PIL
+        images or paths. Another size is resized bilinearly (antialiased) to that of the training images. Raises
+        DataError for anything else.
+        """
+        device = next(self.method.parameters()).device
+        stacked = as_uint8(images, self.size).to(device)
+        probabilities: NDArray[np.float32] = predict_probabilities(self.method, stacked, self.view).numpy()
+        return probabilities
+
+
+def load(run: str | Path, which: str = "last", device: str = "auto") -> Model:
+    """The model of a run folder, from its last or its best checkpoint.
+
+    Raises RunError where there is no such run or checkpoint, ConfigError for another ``which``.
+    """
+    if which not in ("last", "best"):
+        raise ConfigError(f"which={which!r}: there are 'last' and 'best'.")
+    folder = RunDir(run)
+    described = folder.description()
+    config = build_config(folder.read_config())
+    if which == "best":
+        tensors = dict(folder.load_best().tensors)
+    else:
+        checkpoint = folder.load_checkpoint()
+        if checkpoint is None:
+            raise RunError(f"{run} has no checkpoint yet.")
+        tensors = {
+            name.removeprefix("model/"): value
+            for name, value in checkpoint.tensors.items()
+            if name.startswith("model/")
+        }
+    method = build_method(config, described["class_counts"], int(described["image_size"]))
+    load_model(method, tensors)
+    method.to(resolve_device(device))
+    return Model(method, config, described, which)
+
+
+def as_uint8(images: Images, size: int) -> Tensor:
+    """Any of the accepted kinds of images as one (N, 3, size, size) uint8 tensor."""
+    if isinstance(images, Sequence) and not isinstance(images, str):
+        if not images:
+            raise DataError("There are no images to predict.")
+        return torch.cat([_resized(_one(image), size) for image in images])
+    stacked = torch.as_tensor(images)
+    if stacked.ndim == 3:
+        stacked = stacked[..., None]
+    if stacked.ndim != 4 or (stacked.shape[1] not in (1, 3) and stacked.shape[-1] not in (1, 3)):
+        raise DataError(
+            f"Images must be (N, H, W, 3), (N, 3, H, W) or (N, H, W), not {tuple(stacked.shape)}.",
+            hint="A single image is a list of one.",
+        )
+    if stacked.shape[-1] in (1, 3):
+        stacked = stacked.permute(0, 3, 1, 2)
+    if stacked.is_floating_point():
+        if not bool(((stacked >= 0) & (stacked <= 1)).all()):
+            raise DataError("Float images must lie in [0, 1].", hint="Divide by 255, or pass uint8.")
+        stacked = (stacked * 255).round().to(torch.uint8)
+    if stacked.dtype != torch.uint8:
+        raise DataError(f"Images must be uint8 or float, not {str(stacked.dtype).removeprefix('torch.')}.")
+    return _resized(stacked.expand(-1, 3, -1, -1), size)
+
+
+def _one(image: Any) -> Tensor:
+    """A PIL image, a path or an array of one image as (1, 3, H, W) uint8."""
+    if isinstance(image, str | Path):
+        try:
+            with Image.open(image) as opened:
+                image = opened.convert("RGB")
+        except (OSError, UnidentifiedImageError) as error:
+            raise DataError(f"{image} cannot be read as an image: {error}") from None
+    if isinstance(image, Image.Image):
+        image = np.array(image.convert("RGB"))
+    array = torch.as_tensor(image)
+    return as_uint8(array[None], array.shape[-2] if array.shape[0] in (1, 3) else array.shape[0])
+
+
+def _resized(images: Tensor, size: int) -> Tensor:
+    if images.shape[-2:] == (size, size):
+        return images.contiguous()
+    scaled = F.interpolate(images.float(), (size, size), mode="bilinear", antialias=True, align_corners=False)
+    return scaled.round().clamp(0, 255).to(torch.uint8)

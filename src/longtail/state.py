@@ -1,0 +1,131 @@
+"""What a run carries from step to step, and its way into checkpoints and out of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from longtail.config import Config
+from longtail.errors import DivergedError, RunError
+from longtail.methods import METHODS, Method
+from longtail.rundir import Checkpoint, RunDir
+
+
+@dataclasses.dataclass
+class RunState:
+    """What a run carries beside weights and momentum; it goes into every checkpoint.
+
+    ``sums`` and ``counted`` are the loss terms of the epoch so far, ``epochs_done`` the epochs that have been
+    evaluated and logged: after a stop within an evaluation it lags behind the step.
+    """
+
+    epochs_done: int = 0
+    sums: dict[str, float] = dataclasses.field(default_factory=dict)
+    counted: dict[str, int] = dataclasses.field(default_factory=dict)
+    best_epoch: int = -1
+    best_score: float = -1.0
+    best_numbers: dict[str, Any] = dataclasses.field(default_factory=dict)
+    image_passes: int = 0
+    seconds: float = 0.0
+
+    def add(self, logs: Mapping[str, float], image_passes: int) -> None:
+        """Count one step: its logged scalars and the images it sent through the network."""
+        self.image_passes += image_passes
+        for name, value in logs.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+            self.counted[name] = self.counted.get(name, 0) + 1
+
+    def means(self) -> dict[str, float]:
+        """Mean of each scalar over the steps of this epoch that logged it."""
+        return {name: total / self.counted[name] for name, total in self.sums.items()}
+
+    def improves(self, epoch: int, numbers: dict[str, Any]) -> bool:
+        """Whether this epoch is the best so far by balanced accuracy; the earlier of equals stays. Remembers it."""
+        score = float(numbers["balanced_accuracy"])
+        if score <= self.best_score:
+            return False
+        self.best_epoch, self.best_score, self.best_numbers = epoch, score, numbers
+        return True
+
+    def close_epoch(self) -> None:
+        """Count an epoch as evaluated and start the next one's sums."""
+        self.epochs_done, self.sums, self.counted = self.epochs_done + 1, {}, {}
+
+
+def build_method(config: Config, counts: Sequence[int], size: int) -> Method:
+    """The method of a config for classes with these training counts and images of ``size`` pixels."""
+    entry = METHODS[config.method_name]
+    return entry.build(config.method, config.model, list(counts), size=size, seed=config.seed)
+
+
+def model_tensors(method: Method) -> dict[str, Tensor]:
+    """Weights and buffers, copied to the CPU; raises DivergedError rather than hand out one that is not finite."""
+    tensors = {name: value.detach().to("cpu", copy=True) for name, value in method.state_dict().items()}
+    for name, value in tensors.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise DivergedError(f"The weights '{name}' are not finite, so they are not saved.", hint="Lower optim.lr.")
+    return tensors
+
+
+def load_model(method: Method, tensors: Mapping[str, Tensor]) -> None:
+    """Load weights and buffers; raises RunError when they are another model's."""
+    try:
+        method.load_state_dict(dict(tensors))
+    except RuntimeError as error:
+        raise RunError(f"The checkpoint is of another model: {error}") from None
+
+
+def snapshot(step: int, method: Method, optimizer: torch.optim.Optimizer, state: RunState) -> Checkpoint:
+    """Everything that the rest of the run depends on."""
+    tensors = {f"model/{name}": value for name, value in model_tensors(method).items()}
+    for name, parameter in method.named_parameters():
+        momentum = optimizer.state[parameter].get("momentum_buffer") if parameter in optimizer.state else None
+        if momentum is not None:
+            tensors[f"momentum/{name}"] = momentum.detach().to("cpu", copy=True)
+    return Checkpoint(step, tensors, dataclasses.asdict(state))
+
+
+def restore(checkpoint: Checkpoint, method: Method, optimizer: torch.optim.Optimizer) -> tuple[RunState, int]:
+    """The inverse of :func:`snapshot`: the state and the number of finished steps."""
+    load_model(method, model_part(checkpoint))
+    for name, parameter in method.named_parameters():
+        if f"momentum/{name}" in checkpoint.tensors:
+            kept = torch.empty_like(parameter).copy_(checkpoint.tensors[f"momentum/{name}"])
+            optimizer.state[parameter]["momentum_buffer"] = kept
+    return RunState(**checkpoint.state), checkpoint.step
+
+
+def model_part(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The weights and buffers of a checkpoint, by their names in the method."""
+    prefix = "model/"
+    return {name.removeprefix(prefix): value for name, value in checkpoint.tensors.items() if name.startswith(prefix)}
+
+
+def load_initial_weights(method: Method, source: Path) -> str:
+    """Start from a run folder or a safetensors file: every tensor whose name and shape fit is taken.
+
+    Returns a sentence that says how many; raises RunError where none fits or nothing can be read.
+    """
+    if source.is_dir():
+        checkpoint = RunDir(source).load_checkpoint()
+        if checkpoint is None:
+            raise RunError(f"{source} has no checkpoint to start from.")
+        tensors = model_part(checkpoint)
+    else:
+        try:
+            tensors = load_file(source)
+        except (OSError, SafetensorError) as error:
+            raise RunError(f"{source} cannot be read as safetensors: {error}") from None
+    own = method.state_dict()
+    fitting = {name: value for name, value in tensors.items() if name in own and own[name].shape == value.shape}
+    if not fitting:
+        raise RunError(f"Nothing in {source} fits this model.")
+    method.load_state_dict(own | fitting)
+    return f"Started from {source}: {len(fitting)} of {len(own)} tensors fit."
