@@ -11,7 +11,7 @@ import json
 import operator
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, create_model
@@ -72,8 +72,7 @@ def _named(name: str) -> type[Settings]:
     fields: dict[str, Any] = {"name": (Literal[name], name)}
     for key, value in entry.defaults.items():
         fields[key] = (entry.settings.model_fields[key].rebuild_annotation(), value)
-    made: type[Settings] = create_model(f"{name}-settings", __base__=entry.settings, **fields)
-    return made
+    return cast(type[Settings], create_model(f"{name}-settings", __base__=entry.settings, **fields))
 
 
 METHOD_SETTINGS: dict[str, type[Settings]] = {name: _named(name) for name in METHODS}

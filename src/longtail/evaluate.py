@@ -75,7 +75,7 @@ def predict_probabilities(
     method.eval()
     try:
         parts = []
-        for part in images.split(EVALUATION_BATCH):
+        for part in torch.split(images, EVALUATION_BATCH):
             if stopped():
                 raise EvaluationStoppedError
             parts.append(torch.softmax(method.logits(plain.apply(part, ())).float(), dim=1).cpu())

@@ -36,7 +36,7 @@ def lr_at(settings: OptimSettings, step: int, steps_per_epoch: int) -> float:
     if settings.schedule == "cosine":
         return settings.lr * 0.5 * (1 + math.cos(math.pi * (epoch - warmup + 1) / (settings.epochs - warmup + 1)))
     passed = sum(epoch >= milestone for milestone in times["milestones"])
-    return settings.lr * settings.decay**passed
+    return float(settings.lr * settings.decay**passed)
 
 
 def build_optimizer(module: nn.Module, settings: OptimSettings) -> torch.optim.SGD:

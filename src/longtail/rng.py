@@ -45,5 +45,5 @@ def keyed_global_rng(*parts: Part) -> Iterator[None]:
     Inside, the global CPU stream depends on ``parts`` alone; outside, it is as if nothing had been drawn.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(key(*parts))
+        torch.default_generator.manual_seed(key(*parts))
         yield

@@ -56,8 +56,8 @@ class Network(nn.Module):
         self.backbone = initialized("backbone", lambda: build_backbone(model.backbone))
         # Channels last: the faster layout for convolutions on a CPU, and the one of the reference vectors, whose
         # batch-norm sums differ from the other layout's in the last bits.
-        self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        width = int(self.backbone.feature_dim)  # type: ignore[arg-type]
+        self.backbone.to(memory_format=torch.channels_last)
+        width = int(self.backbone.feature_dim)
         self.classifier: LinearClassifier | CosineClassifier = initialized(
             "classifier", lambda: build_classifier(model.classifier, width, classes)
         )
