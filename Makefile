@@ -44,7 +44,7 @@ bench: $(STAMP)  ## the real step beside the bare network
 	$(BIN)/python benchmarks/throughput.py
 
 results: $(STAMP)  ## docs/results.md from results/
-	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python benchmarks/results.py table
 
 clean:
 	rm -rf $(VENV) runs/demo .mypy_cache .ruff_cache .pytest_cache

@@ -164,6 +164,11 @@ def test_bytes_survive_the_way_to_float_and_back() -> None:
     assert torch.equal(augment.as_float(every), (every.to(torch.float64) / 255).to(torch.float32))
 
 
+def test_bytes_are_rounded_to_the_nearest_level() -> None:
+    levels = torch.tensor([-0.3, 0.4, 0.6, 127.4, 127.6, 255.3])
+    assert augment.as_bytes(levels / 255).tolist() == [0, 0, 1, 127, 128, 255]
+
+
 # Geometry
 
 

@@ -249,6 +249,18 @@ def test_grayscale_and_blur_touch_only_the_images_drawn() -> None:
         assert torch.equal(stage.apply(images, nobody), images)
 
 
+@pytest.mark.parametrize("name", VIEWS)
+def test_no_stage_changes_its_input(name: str) -> None:
+    view, images = built(name), noise(40)
+    for start in (images, as_float(images)):
+        current = start
+        for stage, drawn in zip(view.stages, view.draw(sizes_of(images), generator("kept")), strict=True):
+            before = current.clone()
+            result = stage.apply(current, drawn)
+            assert torch.equal(current, before), type(stage).__name__
+            current = result
+
+
 # Points and masks follow the pixels
 
 

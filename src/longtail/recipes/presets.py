@@ -50,7 +50,7 @@ PRESETS: dict[str, Mapping[str, Any]] = {
     "scenes": {
         "views": {"classification": "crop-flip"},
         "model": {"backbone": "resnet20"},
-        "optim": {"epochs": 15, "batch": 64, "lr": 0.1, "schedule": "cosine", "warmup_epochs": 1},
+        "optim": {"epochs": 20, "batch": 32, "lr": 0.05, "schedule": "cosine", "warmup_epochs": 1},
     },
 }
 

@@ -1,0 +1,138 @@
+"""Keep the small files of finished runs under results/, and make docs/results.md from them.
+
+python benchmarks/results.py collect STUDY RUN...
+python benchmarks/results.py table            (make results)
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import statistics
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "results"
+PAGE = ROOT / "docs" / "results.md"
+KEPT = ("results.json", "per_class.csv", "metrics.jsonl")
+
+INTRODUCTION = """# Results
+
+Made by `make results` from the committed files under `results/`; a test fails when the two differ. Top-1 and groups in
+percent. **last** is the last epoch, the headline. **best** is the best epoch as chosen on the set it names: where that
+is the test set it is not a result, and stands here only because the field reports it. More than one seed: mean and
+standard deviation, with the number of seeds; fewer than three seeds are marked and support no claim.
+"""
+
+
+def collect(study: str, runs: Iterable[Path]) -> None:
+    """Copy the small files of each run to results/STUDY/KEY, with the command and without this machine's paths."""
+    for run in runs:
+        results = json.loads((run / "results.json").read_text())
+        described = json.loads((run / "run.json").read_text())
+        folder = RESULTS / study / f"{results['method']}-s{results['seed']}-{results['config_key']}"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in KEPT:
+            shutil.copy(run / name, folder / name)
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        config["out"] = None
+        if config["data"]["path"]:
+            config["data"]["path"] = Path(config["data"]["path"]).name
+        (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+        words = []
+        for word in shlex.split(described["command"]):
+            if word.startswith("data.path="):
+                word = f"data.path={Path(word.removeprefix('data.path=')).name}"
+            if not word.startswith(("out=", "--out=", "--resume", "--overwrite")):
+                words.append(word)
+        (folder / "command.txt").write_text(shlex.join(words) + "\n")
+        about = {name: described[name] for name in ("versions", "threads", "compiled")}
+        about["fingerprint"] = described["data"]["fingerprint"]
+        (folder / "environment.json").write_text(json.dumps(about, indent=1) + "\n")
+        print(folder.relative_to(ROOT))
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """One finished run."""
+    run: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    run["command"] = (folder / "command.txt").read_text().strip()
+    run["config"] = yaml.safe_load((folder / "config.yaml").read_text())
+    return run
+
+
+def identity(run: dict[str, Any]) -> str:
+    """What runs that may be averaged have in common: all settings but the seed, and the version of the numbers."""
+    config = {name: value for name, value in run["config"].items() if name not in ("seed", "run", "out")}
+    return json.dumps([config, run["numbers_version"]], sort_keys=True)
+
+
+def spread(values: list[float | None]) -> str:
+    """Mean and sample standard deviation in percent, or a dash for an empty group."""
+    known = [100 * value for value in values if value is not None]
+    if not known:
+        return "-"
+    mean = f"{statistics.mean(known):.2f}"
+    return mean if len(known) == 1 else f"{mean} ± {statistics.stdev(known):.2f}"
+
+
+def study_table(study: str, runs: list[dict[str, Any]]) -> list[str]:
+    """The table of one study, a line for each setting, and the commands under it."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        groups.setdefault(identity(run), []).append(run)
+    lines = [
+        "| method | epochs | seeds | last top-1 | many | medium | few | best top-1 (selected on) | image passes a run |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    rows = sorted(groups.values(), key=lambda group: (group[0]["epochs"], group[0]["image_passes"], group[0]["method"]))
+    for group in rows:
+        group.sort(key=lambda run: int(run["seed"]))
+        first, seeds = group[0], ", ".join(str(run["seed"]) for run in group)
+        few = "" if len(group) >= 3 else f" (n={len(group)})"
+        last = {name: spread([run["last"][name] for run in group]) for name in ("top1", "many", "medium", "few")}
+        best = spread([run["best"]["top1"] for run in group])
+        lines.append(
+            f"| {first['method']} | {first['epochs']} | {seeds}{few} | {last['top1']} | {last['many']} | "
+            f"{last['medium']} | {last['few']} | {best} ({first['best']['selected_on']}) | {first['image_passes']:,} |"
+        )
+    lines += ["", "Every run apart (last epoch):", "", "| method | seed | top-1 | many | medium | few | ece |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for run in (run for group in rows for run in group):
+        last = {name: spread([run["last"][name]]) for name in ("top1", "many", "medium", "few", "ece")}
+        values = " | ".join(last[name] for name in ("top1", "many", "medium", "few", "ece"))
+        lines.append(f"| {run['method']}, {run['epochs']} epochs | {run['seed']} | {values} |")
+    lines += ["", "Commands:", "", "```"]
+    lines += [run["command"] for group in rows for run in group]
+    return [*lines, "```"]
+
+
+def page() -> str:
+    """The text of docs/results.md."""
+    parts = [INTRODUCTION]
+    for study in sorted(path for path in RESULTS.iterdir() if path.is_dir()) if RESULTS.is_dir() else []:
+        runs = [read(path.parent) for path in sorted(study.glob("*/results.json"))]
+        about = study / "README.md"
+        title = about.read_text().strip() if about.is_file() else f"## {study.name}"
+        parts.append("\n".join([title, "", *study_table(study.name, runs)]) + "\n")
+    return "\n".join(parts)
+
+
+def main() -> None:
+    """Do what the first word says."""
+    words = sys.argv[1:] or ["table"]
+    if words[0] == "collect" and len(words) > 2:
+        collect(words[1], map(Path, words[2:]))
+    elif words != ["table"]:
+        sys.exit(__doc__)
+    PAGE.write_text(page())
+    print(PAGE.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()
