@@ -568,7 +568,10 @@ def test_runs_on_other_test_images_have_no_difference_and_a_note(tmp_path: Path)
     first = fake_run(tmp_path / "a", counts=[300, 30, 3])
     second = fake_run(tmp_path / "b", counts=[300, 30, 3], tested=20, method="smcl", epochs=5)
     edit_json(second / "run.json", data={"fingerprint": "another"})
-    assert comparison_rows([first, second])[1].difference is None
+    renamed = fake_run(tmp_path / "c", counts=[300, 30, 3])
+    table = renamed / "predictions.csv"
+    table.write_text(table.read_text().replace("test/", "other/"))
+    assert [row.difference for row in comparison_rows([first, second, renamed])] == [None, None, None]
     text = Page(write_comparison([first, second], tmp_path / "page.html")).text
     assert "trained on different images" in text
     assert "of different length" in text

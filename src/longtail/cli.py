@@ -54,8 +54,6 @@ def train(
 
     from longtail.recipes import load_config
 
-    if resume and overwrite:
-        raise ConfigError("--resume and --overwrite exclude each other.")
     recipe, words = _split(target, settings)
     config = load_config(recipe, [*words, *([f"out={out}"] if out is not None else [])])
     if dry_run:

@@ -35,7 +35,7 @@ class StopRequest:
         """What is raised once a checkpoint is saved."""
         name, code = ("SIGTERM", EXIT_SIGTERM) if self.signal == signal.SIGTERM else ("Ctrl-C", EXIT_INTERRUPT)
         return StoppedError(
-            f"StoppedError by {name}; the checkpoint is in {path}.", exit_code=code, hint="Go on with --resume."
+            f"Stopped by {name}; the checkpoint is in {path}.", exit_code=code, hint="Go on with --resume."
         )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from longtail.config import Config, build_config
@@ -79,16 +79,25 @@ def load(run: str | Path, which: str = "last", device: str = "auto") -> Model:
 
 def as_uint8(images: Images, size: int) -> Tensor:
     """Any of the accepted kinds of images as one (N, 3, size, size) uint8 tensor."""
-    if isinstance(images, Sequence) and not isinstance(images, str):
+    if isinstance(images, list | tuple):
         if not images:
             raise DataError("There are no images to predict.")
-        return torch.cat([_resized(_one(image), size) for image in images])
-    stacked = torch.as_tensor(images)
+        return torch.cat([_resized(_planes(_one(image)), size) for image in images])
+    return _resized(_planes(images), size)
+
+
+def _planes(images: Any) -> Tensor:
+    """An array or tensor of images as (N, 3, H, W) uint8."""
+    stacked = _tensor(images)
+    if 0 in stacked.shape:
+        raise DataError(f"There are no pixels to predict from: shape {tuple(stacked.shape)}.")
+    # (H, W, 3) would pass for H gray images, each 3 pixels wide.
+    single = stacked.ndim == 3 and stacked.shape[-1] in (1, 3)
     if stacked.ndim == 3:
         stacked = stacked[..., None]
-    if stacked.ndim != 4 or (stacked.shape[1] not in (1, 3) and stacked.shape[-1] not in (1, 3)):
+    if single or stacked.ndim != 4 or (stacked.shape[1] not in (1, 3) and stacked.shape[-1] not in (1, 3)):
         raise DataError(
-            f"Images must be (N, H, W, 3), (N, 3, H, W) or (N, H, W), not {tuple(stacked.shape)}.",
+            f"Images must be (N, H, W, 3), (N, 3, H, W) or (N, H, W), not {tuple(getattr(images, 'shape', ()))}.",
             hint="A single image is a list of one.",
         )
     if stacked.shape[-1] in (1, 3):
@@ -96,24 +105,38 @@ def as_uint8(images: Images, size: int) -> Tensor:
     if stacked.is_floating_point():
         if not bool(((stacked >= 0) & (stacked <= 1)).all()):
             raise DataError("Float images must lie in [0, 1].", hint="Divide by 255, or pass uint8.")
-        stacked = (stacked * 255).round().to(torch.uint8)
+        stacked = (stacked.float() * 255).round().to(torch.uint8)
     if stacked.dtype != torch.uint8:
         raise DataError(f"Images must be uint8 or float, not {str(stacked.dtype).removeprefix('torch.')}.")
-    return _resized(stacked.expand(-1, 3, -1, -1), size)
+    return stacked.expand(-1, 3, -1, -1)
+
+
+def _tensor(images: Any) -> Tensor:
+    if isinstance(images, Tensor):
+        return images
+    try:
+        # A copy: PyTorch refuses arrays with negative strides, and warns of those that cannot be written to.
+        return torch.from_numpy(np.array(images))
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"{type(images).__name__} is not a kind of images: {error}", hint="A single image or path is a list of one."
+        ) from None
 
 
 def _one(image: Any) -> Tensor:
-    """A PIL image, a path or an array of one image as (1, 3, H, W) uint8."""
+    """A PIL image, a path or an array of one image as a stack of one, (1, H, W) or (1, H, W, 3) or (1, 3, H, W)."""
     if isinstance(image, str | Path):
         try:
             with Image.open(image) as opened:
                 image = opened.convert("RGB")
-        except (OSError, UnidentifiedImageError) as error:
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise DataError(f"{image} cannot be read as an image: {error}") from None
     if isinstance(image, Image.Image):
-        image = np.array(image.convert("RGB"))
-    array = torch.as_tensor(image)
-    return as_uint8(array[None], array.shape[-2] if array.shape[0] in (1, 3) else array.shape[0])
+        image = image.convert("RGB")
+    array = _tensor(image)
+    if array.ndim not in (2, 3):
+        raise DataError(f"An image in a list must be (H, W), (H, W, 3) or (3, H, W), not {tuple(array.shape)}.")
+    return array[None]
 
 
 def _resized(images: Tensor, size: int) -> Tensor:

@@ -244,6 +244,11 @@ class RunDir:
                 found.append((int(match[1]), path.stem))
         return sorted(found, reverse=True)
 
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether a checkpoint was ever written, good or damaged."""
+        return bool(self._steps())
+
     def load_checkpoint(self) -> Checkpoint | None:
         """The newest good checkpoint, or None where there never was one.
 

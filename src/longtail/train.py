@@ -20,7 +20,7 @@ from longtail.data.open import open_data
 from longtail.data.prepare import Prepared
 from longtail.data.views import View, build_view
 from longtail.device import cpu_compiler, resolve_device
-from longtail.errors import ConfigError, DivergedError, RunError
+from longtail.errors import ConfigError, DataError, DivergedError, RunError
 from longtail.evaluate import Evaluation, EvaluationStoppedError, describe, evaluate, write_per_class, write_predictions
 from longtail.interrupts import locked, memory_errors, stop_signals
 from longtail.methods import Method
@@ -54,8 +54,13 @@ class Silent:
 
 
 def build_views(config: Config, data: Prepared) -> dict[str, View]:
-    """The augmentation of each role, for images of the data's own size."""
-    size = int(data.train.images.shape[-1])
+    """The augmentation of each role, for images of the data's own size; raises DataError where they are not square."""
+    height, size = (int(side) for side in data.train.images.shape[-2:])
+    if height != size:
+        raise DataError(
+            f"The images of {data.name} are {height} x {size} pixels; only square ones can be trained on.",
+            hint="Crop or pad them to a square first.",
+        )
     names = {**config.views.model_dump(), "plain": "plain"}
     return {role: build_view(name, size, data.mean, data.std) for role, name in names.items()}
 
@@ -74,6 +79,8 @@ def train(
     run); ``overwrite`` deletes an existing run folder first. Raises ConfigError for a folder that exists otherwise or
     holds another config, DataError, RunError, DivergedError, ResourceError, and StoppedError after SIGTERM or Ctrl-C.
     """
+    if resume and overwrite:
+        raise ConfigError("--resume and --overwrite exclude each other.")
     listener = listener or Silent()
     run = RunDir(config.out or default_out(config))
     config = config.model_copy(update={"out": str(run.path)})
@@ -97,7 +104,7 @@ def train(
     size, groups = int(data.train.images.shape[-1]), config.data.groups
     method = build_method(config, data.stats.counts, size)
     views = build_views(config, data)
-    if config.init is not None and not resuming:
+    if config.init is not None and not (resuming and run.has_checkpoint):
         listener.said(load_initial_weights(method, Path(config.init)))
     method.to(device)
     selection, reported = (data.val or data.evaluation).to(device), data.evaluation.to(device)
@@ -200,8 +207,12 @@ def train(
             if data.val is not None or evaluation is None:
                 evaluation = evaluate(method, reported, data, views["plain"], groups, stop.is_set)
             if data.val is not None:
+                last = model_tensors(method)
                 load_model(method, run.load_best().tensors)
-                best_numbers = evaluate(method, reported, data, views["plain"], groups, stop.is_set).numbers()
+                try:
+                    best_numbers = evaluate(method, reported, data, views["plain"], groups, stop.is_set).numbers()
+                finally:
+                    load_model(method, last)  # a stop in this evaluation saves a checkpoint, of the last weights
         except EvaluationStoppedError:
             stop_if_asked()
         except DivergedError:
