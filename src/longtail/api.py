@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longtail.config import build_config, merge
+from longtail.data.images import Source
 from longtail.data.open import open_data
 from longtail.data.prepare import Prepared
 from longtail.device import resolve_device
-from longtail.errors import ConfigError
+from longtail.errors import ConfigError, DataError
 from longtail.evaluate import Evaluation, evaluate
+from longtail.interrupts import stop_signals
 from longtail.predict import load
 from longtail.recipes import load_config
 from longtail.report.page import write_report
 from longtail.rundir import RunDir, read_json
-from longtail.train import Listener, default_out
+from longtail.train import Listener, Silent, default_out, pin_threads
 from longtail.train import train as train_config
 
 if TYPE_CHECKING:
@@ -51,15 +55,28 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     listener: Listener | None = None,
+    source: Source | None = None,
     **settings: Any,
 ) -> Run:
     """Train a recipe (``"cifar100/concutmix"``) or a YAML file with settings laid over it, and write its report.
 
-    Settings are keys or groups of keys: ``seed=1, data={"path": ...}, optim={"epochs": 20}, out="runs/x"``. Raises the
+    Settings are keys or groups of keys: ``seed=1, data={"path": ...}, optim={"epochs": 20}, out="runs/x"``. Images in
+    memory are ``train("arrays/concutmix", source=longtail.data.from_arrays(images, labels))``. Raises the
     errors of :mod:`longtail.errors`, each with a message that says what to do.
     """
-    values = {name: dict(value) if isinstance(value, Mapping) else value for name, value in settings.items()}
-    return run_config(load_config(recipe, values), resume=resume, overwrite=overwrite, listener=listener)
+    values = _plain(settings)
+    return run_config(load_config(recipe, values), resume=resume, overwrite=overwrite, listener=listener, source=source)
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as YAML would give them: dicts, and paths as strings."""
+    plain: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            plain[name] = _plain(value)
+        else:
+            plain[name] = os.fspath(value) if isinstance(value, os.PathLike) else value
+    return plain
 
 
 def run_config(
@@ -68,13 +85,18 @@ def run_config(
     resume: bool = False,
     overwrite: bool = False,
     listener: Listener | None = None,
+    source: Source | None = None,
     command: list[str] | None = None,
 ) -> Run:
     """Train by a Config, then write plots and report."""
-    train_config(config, resume=resume, overwrite=overwrite, listener=listener, command=command)
+    train_config(config, resume=resume, overwrite=overwrite, listener=listener, source=source, command=command)
     out = Path(config.out or default_out(config))
     if not (out / "report.html").is_file():
-        write_report(out)
+        # A signal now would throw away a page of a few seconds' work and no training: the page is written first.
+        with stop_signals() as stop:
+            write_report(out)
+        if stop.requested:
+            raise stop.error(out)
     return Run(out)
 
 
@@ -101,9 +123,14 @@ def evaluate_run(
     folder = RunDir(run)
     described = folder.description()
     config = build_config(merge(folder.read_config(), settings))
-    model = load(run, which=which, device=str(resolve_device(config.run.device)))
+    pin_threads(config, described, Silent())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = load(run, which=which, device=str(resolve_device(config.run.device)))
+    notes = [str(warning.message) for warning in caught]
     data = open_data(config.data)
-    notes = []
+    if list(data.class_names) != model.class_names:
+        raise DataError(f"The classes of {config.data.path} are not those that {run} was trained on.")
     if data.fingerprint != described["data"]["fingerprint"]:
         notes.append("these are not the images that the run was trained and evaluated on")
     images = data.evaluation.to(next(model.method.parameters()).device)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longtail.errors import EXIT_BUG, EXIT_INTERRUPT, ConfigError, LongtailError
+from longtail.errors import EXIT_BUG, EXIT_INTERRUPT, LongtailError, StoppedError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,10 +52,12 @@ def train(
     """Train by a recipe or a configuration file."""
     import yaml
 
+    from longtail.config import parse_assignments
     from longtail.recipes import load_config
 
     recipe, words = _split(target, settings)
-    config = load_config(recipe, [*words, *([f"out={out}"] if out is not None else [])])
+    values = parse_assignments(words)
+    config = load_config(recipe, values if out is None else values | {"out": out})
     if dry_run:
         typer.echo(yaml.safe_dump(config.plain(), sort_keys=False), nl=False)
         times = config.optim.resolved()

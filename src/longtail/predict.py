@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from longtail.errors import ConfigError, DataError, RunError
 from longtail.evaluate import predict_probabilities
 from longtail.methods import Method
 from longtail.rundir import RunDir
-from longtail.state import build_method, load_model
+from longtail.state import build_method, load_model, model_part
 
 Images = NDArray[Any] | Tensor | Sequence[Any]
 
@@ -53,7 +54,8 @@ class Model:
 def load(run: str | Path, which: str = "last", device: str = "auto") -> Model:
     """The model of a run folder, from its last or its best checkpoint.
 
-    Raises RunError where there is no such run or checkpoint, ConfigError for another ``which``.
+    A damaged last checkpoint is passed over with a warning. Raises RunError where there is no such run or no good
+    checkpoint, ConfigError for another ``which``.
     """
     if which not in ("last", "best"):
         raise ConfigError(f"which={which!r}: there are 'last' and 'best'.")
@@ -66,11 +68,9 @@ def load(run: str | Path, which: str = "last", device: str = "auto") -> Model:
         checkpoint = folder.load_checkpoint()
         if checkpoint is None:
             raise RunError(f"{run} has no checkpoint yet.")
-        tensors = {
-            name.removeprefix("model/"): value
-            for name, value in checkpoint.tensors.items()
-            if name.startswith("model/")
-        }
+        tensors = model_part(checkpoint)
+    for warning in folder.warnings:
+        warnings.warn(warning, stacklevel=2)
     method = build_method(config, described["class_counts"], int(described["image_size"]))
     load_model(method, tensors)
     method.to(resolve_device(device))
@@ -89,15 +89,16 @@ def as_uint8(images: Images, size: int) -> Tensor:
 def _planes(images: Any) -> Tensor:
     """An array or tensor of images as (N, 3, H, W) uint8."""
     stacked = _tensor(images)
-    if 0 in stacked.shape:
-        raise DataError(f"There are no pixels to predict from: shape {tuple(stacked.shape)}.")
+    shape = tuple(stacked.shape)
+    if 0 in shape:
+        raise DataError(f"There are no pixels to predict from: shape {shape}.")
     # (H, W, 3) would pass for H gray images, each 3 pixels wide.
     single = stacked.ndim == 3 and stacked.shape[-1] in (1, 3)
     if stacked.ndim == 3:
         stacked = stacked[..., None]
     if single or stacked.ndim != 4 or (stacked.shape[1] not in (1, 3) and stacked.shape[-1] not in (1, 3)):
         raise DataError(
-            f"Images must be (N, H, W, 3), (N, 3, H, W) or (N, H, W), not {tuple(getattr(images, 'shape', ()))}.",
+            f"Images must be (N, H, W, 3), (N, 3, H, W) or (N, H, W), not {shape}.",
             hint="A single image is a list of one.",
         )
     if stacked.shape[-1] in (1, 3):
@@ -115,8 +116,8 @@ def _tensor(images: Any) -> Tensor:
     if isinstance(images, Tensor):
         return images
     try:
-        # A copy: PyTorch refuses arrays with negative strides, and warns of those that cannot be written to.
-        return torch.from_numpy(np.array(images))
+        # PyTorch refuses arrays with negative strides, and warns of those that cannot be written to.
+        return torch.from_numpy(np.require(images, requirements=["C", "W"]))
     except (TypeError, ValueError) as error:
         raise DataError(
             f"{type(images).__name__} is not a kind of images: {error}", hint="A single image or path is a list of one."

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import longtail
 from longtail.config import NUMBERS_VERSION, Config, build_config, differences
+from longtail.data.images import Source
 from longtail.data.loader import Loader
 from longtail.data.open import open_data
 from longtail.data.prepare import Prepared
@@ -71,13 +72,15 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     listener: Listener | None = None,
+    source: Source | None = None,
     command: list[str] | None = None,
 ) -> dict[str, Any]:
     """Train by ``config`` into its run folder and return the content of results.json.
 
-    ``resume`` goes on from the last checkpoint (from step 0 where there is none, and returns the result of a finished
-    run); ``overwrite`` deletes an existing run folder first. Raises ConfigError for a folder that exists otherwise or
-    holds another config, DataError, RunError, DivergedError, ResourceError, and StoppedError after SIGTERM or Ctrl-C.
+    ``source`` is the images where ``data.name`` is "arrays". ``resume`` goes on from the last checkpoint (from step 0
+    where there is none, and returns the result of a finished run); ``overwrite`` deletes an existing run folder first.
+    Raises ConfigError for a folder that exists otherwise or holds another config, DataError, RunError, DivergedError,
+    ResourceError, and StoppedError after SIGTERM or Ctrl-C.
     """
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite exclude each other.")
@@ -98,7 +101,7 @@ def train(
         run.refuse_unless_new()
     device = resolve_device(config.run.device)
     threads = pin_threads(config, described, listener)
-    data = open_data(config.data)
+    data = open_data(config.data, source)
     if resuming and described["data"]["fingerprint"] != data.fingerprint:
         raise RunError(f"The images are not those that {run.path} was trained on.")
     size, groups = int(data.train.images.shape[-1]), config.data.groups

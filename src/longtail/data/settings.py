@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 
 from longtail.settings import Settings
 
-DATA_NAMES = ("scenes", "cifar10", "cifar100", "fashion-mnist", "npz")
+DATA_NAMES = ("scenes", "cifar10", "cifar100", "fashion-mnist", "npz", "arrays")
 
 
 class DataSettings(Settings):
