@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator
@@ -23,6 +24,12 @@ class DataSettings(Settings):
     groups: tuple[int, int] = (100, 20)
     download: bool = False
     allow_empty: bool = False
+
+    @field_validator("path")
+    @classmethod
+    def _from_anywhere(cls, value: str | None) -> str | None:
+        # A run's config.yaml repeats it from any working directory.
+        return None if value is None else str(Path(value).expanduser().absolute())
 
     @field_validator("groups")
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Literal, TypeVar
 
@@ -75,6 +76,8 @@ class Network(nn.Module):
 
         One shape, one compilation: the short last batch of an epoch must not set off a second one.
         """
+        # Where a CUDA toolkit lies about without a device, the compiler's first import warns of it on every run.
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         self._compiled = (torch.compile(self.backbone, dynamic=False), shape)
 
     def features(self, images: Tensor) -> Tensor:
