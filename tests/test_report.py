@@ -255,7 +255,7 @@ def test_many_classes_share_columns_that_do_not_cross_groups() -> None:
     assert sum(bar.get_width() for bar in bars) == pytest.approx(1000)
 
 
-@pytest.mark.parametrize("names", [HOSTILE, ["", "\n\t", "\x00\u202e"], ["x" * 500, "$", "\\"]])
+@pytest.mark.parametrize("names", [HOSTILE, ["", "\n\t", "\x00\u202e"], ["x" * 500, "$\\unknown$", "$"]])
 def test_hostile_class_names_are_drawn_as_text(names: list[str]) -> None:
     rows = [
         ClassRow(r.index, name, r.train_count, r.group, 9, 0.5) for r, name in zip(three_classes(), names, strict=True)
@@ -471,6 +471,7 @@ def test_a_folder_that_is_absent_or_no_run_is_refused(tmp_path: Path) -> None:
         ("per_class.csv", "class,train_count,group,test_count,accuracy\na,3,rare,3,0.5\n"),
         ("per_class.csv", "class,train_count,group,test_count,accuracy\na,3\n"),
         ("per_class.csv", "class,train_count,group,test_count,accuracy\na,3,few,3,nan\n"),
+        ("per_class.csv", "class,train_count,group,test_count,accuracy\na,3,few,3,50\n"),
         ("predictions.csv", "index,id,target,predicted\n0,a,0,9\n"),
         ("predictions.csv", "index,id,target,predicted\n0,a,-1,0\n"),
         ("predictions.csv", "index,id,target,predicted\n0,a,cat,0\n"),

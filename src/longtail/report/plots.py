@@ -89,7 +89,9 @@ def learning_curves(
         if not np.isnan(values).all():
             strong = key in ("loss", "top1")
             width, order = (2.2, 4) if strong else (1.6, 3)
-            axes.plot(epochs, values, color=color, lw=width, marker=marker, ms=4, zorder=order, label=label)
+            axes.plot(
+                epochs, values, color=color, lw=width, marker=marker, ms=4, zorder=order, label=label, clip_on=False
+            )
 
     terms = loss_terms(history)
     line(losses, "loss", "total" if len(terms) > 1 else "loss", look.ink, 1)
