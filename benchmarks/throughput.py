@@ -34,7 +34,7 @@ from longtail.models import build_backbone
 from longtail.recipes import load_config
 from longtail.rng import generator, numpy_generator
 from longtail.state import build_method
-from longtail.train import Silent, build_views, train
+from longtail.training import Silent, build_views, train
 
 METHODS = ("ce", "bcl", "concutmix")
 OUT = Path("runs/bench/throughput.json")

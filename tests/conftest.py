@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from hypothesis import settings
+
+from processes import Launcher
+from tiny import tiny_config, write_npz
+
+if TYPE_CHECKING:
+    from longtail.api import Run
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 torch.set_num_threads(1)  # the tests run in several processes
+
+# A shared machine stalls now and then: a test is to fail for what it finds, not for when.
+settings.register_profile("longtail", deadline=None, derandomize=os.environ.get("CI") == "true")
+settings.load_profile("longtail")
 
 
 @pytest.fixture
@@ -22,6 +35,28 @@ def shared() -> Path:
             pytest.fail(message)
         pytest.skip(message)
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def tiny_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """21 training and 12 test images of 8 x 8 pixels in 4 classes."""
+    return write_npz(tmp_path_factory.mktemp("data") / "tiny.npz")
+
+
+@pytest.fixture(scope="session")
+def finished_run(tiny_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A finished run of ConCutMix with its report, to be looked at and left alone."""
+    from longtail.api import run_config  # it loads Matplotlib, which most tests do without
+
+    return run_config(tiny_config("concutmix", tiny_npz, tmp_path_factory.mktemp("runs") / "finished"))
+
+
+@pytest.fixture(scope="session")
+def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
+    """``launch("train", ...)`` starts the command in a process of its own."""
+    launcher = Launcher(tmp_path_factory.mktemp("commands"))
+    yield launcher
+    launcher.close()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -20,8 +20,8 @@ from longtail.predict import load
 from longtail.recipes import load_config
 from longtail.report.page import write_report
 from longtail.rundir import RunDir, read_json
-from longtail.train import Listener, Silent, default_out, pin_threads
-from longtail.train import train as train_config
+from longtail.training import Listener, Silent, default_out, pin_threads
+from longtail.training import train as train_config
 
 if TYPE_CHECKING:
     from longtail.config import Config

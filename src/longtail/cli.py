@@ -26,6 +26,23 @@ app = typer.Typer(
 Settings = Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]", help="Settings laid over the others.")]
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from longtail import __version__
+
+        typer.echo(f"longtail {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Train image classifiers on long-tailed data."""
+
+
 def _console() -> Console:
     from rich.console import Console
 
@@ -53,15 +70,17 @@ def train(
     import yaml
 
     from longtail.config import parse_assignments
+    from longtail.data.settings import check_complete
     from longtail.recipes import load_config
 
     recipe, words = _split(target, settings)
     values = parse_assignments(words)
     config = load_config(recipe, values if out is None else values | {"out": out})
+    check_complete(config.data)
     if dry_run:
         typer.echo(yaml.safe_dump(config.plain(), sort_keys=False), nl=False)
-        times = config.optim.resolved()
-        typer.echo(f"# in epochs: warmup_epochs {times['warmup_epochs']}, milestones {times['milestones']}")
+        times = ", ".join(f"{name} {value}" for name, value in config.optim.resolved().items())
+        typer.echo(f"# in epochs: {times}" if times else "# onecycle has no times of its own")
         return
 
     from longtail.api import run_config
@@ -72,6 +91,9 @@ def train(
         run = run_config(
             config, resume=resume, overwrite=overwrite, listener=listener, command=["longtail", *sys.argv[1:]]
         )
+    except KeyboardInterrupt:
+        message = "Stopped by Ctrl-C before training began; nothing was lost."
+        raise StoppedError(message, exit_code=EXIT_INTERRUPT) from None
     finally:
         if isinstance(listener, LiveTable):
             listener.close()
@@ -158,9 +180,6 @@ def main(arguments: list[str] | None = None) -> Any:
             traceback.print_exc()
         _say_error(error.message, error.hint)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        _say_error("Stopped by Ctrl-C before training began; nothing was lost.", None)
-        sys.exit(EXIT_INTERRUPT)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(EXIT_BUG)

@@ -11,12 +11,13 @@ import json
 import operator
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, create_model
 
 from longtail.data.settings import DATA_NAMES, DataSettings
+from longtail.data.views import VIEWS
 from longtail.errors import ConfigError, nearest, unknown_name
 from longtail.methods import METHODS
 from longtail.models import BACKBONES
@@ -31,40 +32,60 @@ class ViewSettings(Settings):
     """``views.*``: the augmentation of each role, by name."""
 
     classification: str = "crop-flip"
+    """Augmentation of the view that is classified."""
     contrastive: str = "contrastive"
+    """Augmentation of the views of a contrastive loss."""
 
 
 class OptimSettings(Settings):
     """``optim.*``: stochastic gradient descent and its schedule. Times are fractions of the run or epochs."""
 
     epochs: int = Field(200, ge=1)
+    """Passes over the training images."""
     batch: int = Field(256, ge=2)
+    """Images a step (each in as many views as the method has)."""
     lr: float = Field(0.15, gt=0, allow_inf_nan=False)
+    """The top learning rate."""
     schedule: Literal["step", "cosine", "onecycle"] = "step"
+    """step: times decay at each milestone; cosine: falls from the warm-up's end; onecycle: rises for 30 % and falls, per step."""
     warmup_epochs: Time = 0.025
+    """Linear warm-up, a fraction of the run (rounded up) or epochs; not for onecycle."""
     milestones: tuple[Time, ...] = (0.8, 0.9)
+    """When the rate is multiplied by decay: fractions of the run or epochs; for step only."""
     decay: float = Field(0.1, gt=0, le=1)
+    """The factor at each milestone."""
     momentum: float = Field(0.9, ge=0, lt=1)
+    """Of stochastic gradient descent."""
     nesterov: bool = False
+    """Nesterov's form of momentum."""
     weight_decay: float = Field(5e-4, ge=0)
+    """On every parameter, biases and batch-norm included."""
 
     def resolved(self) -> dict[str, Any]:
-        """The times in epochs: ``{"warmup_epochs": 1, "milestones": [16, 18]}``."""
-        return {
-            "warmup_epochs": resolve_time(self.warmup_epochs, self.epochs, round_up=True),
-            "milestones": [resolve_time(time, self.epochs) for time in self.milestones],
-        }
+        """The times that this schedule uses, in epochs: ``{"warmup_epochs": 1, "milestones": [16, 18]}`` for step."""
+        times: dict[str, Any] = {}
+        if self.schedule != "onecycle":
+            times["warmup_epochs"] = resolve_time(self.warmup_epochs, self.epochs, round_up=True)
+        if self.schedule == "step":
+            times["milestones"] = [resolve_time(time, self.epochs) for time in self.milestones]
+        return times
 
 
 class RunSettings(Settings):
     """``run.*``: how it is computed; nothing here may move the result (the thread count, by summation order, does)."""
 
     device: str = "auto"
+    """auto, cpu, cuda or mps."""
     threads: int | None = Field(None, ge=1)
+    """CPU threads; null takes PyTorch's choice. Another number sums in another order."""
     workers: int = Field(0, ge=0, le=64)
+    """Threads that make batches ahead; the result does not depend on it."""
     compile: Literal["auto"] | bool = "auto"
+    """Compile the network: auto does where a run is long enough."""
     checkpoint_minutes: float = Field(5.0, gt=0)
+    """Save at least this often, besides every epoch's end."""
     evaluate_every: int = Field(1, ge=1)
+    """Evaluate after every so many epochs, and after the last."""
 
 
 def _named(name: str) -> type[Settings]:
@@ -183,6 +204,9 @@ def build_config(values: Mapping[str, Any]) -> Config:
         raise ConfigError(_explain(error, values)) from None
     if config.model.backbone not in BACKBONES:
         raise unknown_name("backbone", config.model.backbone, BACKBONES)
+    for view in (config.views.classification, config.views.contrastive):
+        if view not in VIEWS:
+            raise unknown_name("view", view, VIEWS)
     return config
 
 
@@ -200,7 +224,7 @@ def _check_names(values: Mapping[str, Any]) -> None:
     for kind, given, table in (("data set", data.get("name"), DATA_NAMES), ("method", method.get("name"), METHODS)):
         if given is None:
             raise ConfigError(f"No {kind} is named.", hint="Start from a recipe: longtail recipes lists them.")
-        if given not in table:
+        if not isinstance(given, str) or given not in table:
             raise unknown_name(kind, str(given), table)
     known = known_keys(method["name"])
     for group, inner in values.items():
@@ -208,6 +232,19 @@ def _check_names(values: Mapping[str, Any]) -> None:
             for name in inner:
                 if f"{group}.{name}" not in known:
                     _unknown_key(f"{group}.{name}", known, method["name"])
+    _check_truth_values(values, METHOD_SETTINGS[method["name"]])
+
+
+def _check_truth_values(values: Mapping[str, Any], method: type[Settings]) -> None:
+    """Without this ``optim.epochs=yes`` would be one epoch: YAML reads yes as true, and true counts as 1."""
+    for group, inner in values.items():
+        settings = method if group == "method" else Config.model_fields[group].annotation
+        for name, value in inner.items() if isinstance(inner, Mapping) else [(group, inner)]:
+            fields = cast(type[Settings], settings if isinstance(inner, Mapping) else Config).model_fields
+            annotation = fields[name].annotation
+            if isinstance(value, bool) and bool not in (annotation, *get_args(annotation)):
+                key = f"{group}.{name}" if isinstance(inner, Mapping) else group
+                raise ConfigError(f"{key}={value!r}: must not be true or false (YAML reads yes, no, on and off so).")
 
 
 def _unknown_key(key: str, known: Iterable[str] | None = None, method: str | None = None) -> None:

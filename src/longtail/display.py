@@ -11,13 +11,12 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
+from longtail.rundir import NOT_A_LOSS
+
 if TYPE_CHECKING:
     from longtail.config import Config
     from longtail.data.prepare import Prepared
 
-NOT_A_LOSS = frozenset(
-    ["step", "epoch", "lr", "top1", "balanced_accuracy", "many", "medium", "few", "evaluated_on", "img_per_s"]
-)
 SHOWN_EPOCHS = 12
 
 
@@ -31,6 +30,11 @@ def clock(seconds: float) -> str:
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+
+
+def loss_names(row: Mapping[str, Any]) -> list[str]:
+    """The total and its terms, as they stand in a line of metrics.jsonl."""
+    return [name for name in row if name == "loss" or name not in NOT_A_LOSS]
 
 
 class Lines:
@@ -59,7 +63,7 @@ class Lines:
         pass
 
     def evaluated(self, row: Mapping[str, Any]) -> None:
-        losses = {name: value for name, value in row.items() if name not in NOT_A_LOSS}
+        losses = {name: row[name] for name in loss_names(row)}
         if not self.header_shown:
             self.header_shown = True
             self.say(f"(top-1 and groups in %, on {row['evaluated_on']}; losses are means over the epoch)")
@@ -131,7 +135,7 @@ class LiveTable(Lines):
         if not self.rows:
             return Group(self.bar)
         table = Table(box=None, pad_edge=False, caption=f"in %, on {self.rows[-1]['evaluated_on']}")
-        losses = [name for name in self.rows[-1] if name not in NOT_A_LOSS]
+        losses = loss_names(self.rows[-1])
         for name in ("epoch", *losses, "top-1", "many", "medium", "few"):
             table.add_column(name, justify="right")
         for row in self.rows[-SHOWN_EPOCHS:]:

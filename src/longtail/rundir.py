@@ -6,6 +6,7 @@ file of tensors and a JSON beside it with the digest of the first; the JSON is r
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -28,6 +29,12 @@ from longtail.errors import ConfigError, ResourceError, RunError
 SCHEMA = 1
 KEPT_CHECKPOINTS = 2
 
+NOT_A_LOSS = frozenset(
+    {"step", "epoch", "lr", "loss", "top1", "many", "medium", "few", "img_per_s", "evaluated_on", "seconds"}
+    | {"balanced_accuracy", "macro_f1", "worst_class", "worst_tenth", "g_mean", "h_mean", "ece", "gamma"}
+)
+"""Keys of a line of metrics.jsonl that are not terms of the loss; every other number is one."""
+
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Replace ``path`` by ``content`` or leave it as it was. Raises ResourceError when the disk refuses."""
@@ -40,7 +47,8 @@ def write_atomic(path: Path, content: bytes) -> None:
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise _disk_error(path, error) from error
 
 
@@ -117,7 +125,14 @@ class RunDir:
             raise ConfigError(f"{self.path} has no run.json: not a run folder, so it is not deleted.")
         self.lock()
         self.unlock()
-        shutil.rmtree(self.path)
+        # run.json goes last: a folder that a kill left half deleted is still known as a run.
+        for part in sorted(self.path.iterdir(), key=lambda part: part.name == "run.json"):
+            if part.is_dir() and not part.is_symlink():
+                shutil.rmtree(part)
+            else:
+                part.unlink()
+        if not self.path.is_symlink():
+            self.path.rmdir()
 
     def create(self) -> None:
         """Make the folder and its parts."""
@@ -131,7 +146,10 @@ class RunDir:
 
     def lock(self) -> None:
         """Hold the folder until :meth:`unlock` or the end of the process; raises RunError if another process does."""
-        file = (self.path / ".lock").open("w")
+        try:
+            file = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise _disk_error(self.path / ".lock", error) from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -140,6 +158,9 @@ class RunDir:
         self._lock = file
         for leftover in (*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")):
             leftover.unlink(missing_ok=True)
+        for tensors in self.checkpoints.glob("step-*.safetensors"):
+            if not tensors.with_suffix(".json").is_file():  # a kill came before its JSON was written or after
+                tensors.unlink(missing_ok=True)
 
     def unlock(self) -> None:
         """Let another process have the folder."""
@@ -157,7 +178,7 @@ class RunDir:
         """The nested values of ``config.yaml``; raises RunError."""
         try:
             values = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise RunError(f"{self.path / 'config.yaml'} cannot be read: {error}") from None
         if not isinstance(values, dict):
             raise RunError(f"{self.path / 'config.yaml'} is not a configuration.")
@@ -211,9 +232,14 @@ class RunDir:
     # Checkpoints ------------------------------------------------------------------------------------------------
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Write ``checkpoints/step-N`` and keep the two newest."""
+        """Write ``checkpoints/step-N`` and keep it and the newest before it.
+
+        Later ones are damaged: the run was resumed from before them, and makes them anew.
+        """
         self._save(f"step-{checkpoint.step}", checkpoint)
-        for _, old in self._steps()[KEPT_CHECKPOINTS:]:
+        steps = self._steps()
+        later = [name for step, name in steps if step > checkpoint.step]
+        for old in later + [name for step, name in steps if step <= checkpoint.step][KEPT_CHECKPOINTS:]:
             # The JSON goes first: without it the pair is not a checkpoint, whatever happens in between.
             (self.checkpoints / f"{old}.json").unlink(missing_ok=True)
             (self.checkpoints / f"{old}.safetensors").unlink(missing_ok=True)
@@ -268,7 +294,7 @@ class RunDir:
         for name in names:
             try:
                 checkpoint = self._load(name)
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except (OSError, ValueError, LookupError, TypeError) as error:
                 failures.append(f"{self.checkpoints / name}.safetensors: {error}")
                 continue
             self.warnings += [f"Damaged checkpoint passed over: {failure}" for failure in failures]
@@ -278,7 +304,7 @@ class RunDir:
         return None
 
     def _load(self, name: str) -> Checkpoint:
-        described = json.loads((self.checkpoints / f"{name}.json").read_text(encoding="utf-8"))
+        described = dict(json.loads((self.checkpoints / f"{name}.json").read_text(encoding="utf-8")))
         claimed = described.pop("state_sha256")
         if _digest_of(described) != claimed:
             raise ValueError("its description does not have the digest it was written with")

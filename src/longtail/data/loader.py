@@ -46,9 +46,10 @@ class Loader:
 
     def plan(self, epoch: int) -> tuple[list[Tensor], list[Tensor]]:
         """Index lists of an epoch's batches, and of their partners where the method wants any."""
-        if epoch not in self._plans:
-            self._plans = {epoch: self._draw_plan(epoch)}
-        return self._plans[epoch]
+        plans = self._plans  # another thread may replace the dict by that of another epoch
+        if epoch not in plans:
+            self._plans = plans = {epoch: self._draw_plan(epoch)}
+        return plans[epoch]
 
     def _draw_plan(self, epoch: int) -> tuple[list[Tensor], list[Tensor]]:
         own, order = SAMPLERS[self.needs.sampler], generator(self.seed, "order", epoch)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from longtail.data.images import Source
 from longtail.data.prepare import Prepared, prepare
 from longtail.data.scenes import load_scenes
-from longtail.data.settings import DataSettings
+from longtail.data.settings import DataSettings, check_complete
 from longtail.data.sources import load_source
 from longtail.errors import ConfigError
 
@@ -16,6 +16,7 @@ def open_data(settings: DataSettings, source: Source | None = None) -> Prepared:
     The scenes cut their own tail, since the tail and its backgrounds are planted together. Raises ConfigError where
     ``data.name`` is "arrays" and no source is given, or the other way round.
     """
+    check_complete(settings)
     if (settings.name == "arrays") != (source is not None):
         raise ConfigError(
             "The data set 'arrays' is images passed from Python, and only that.",
@@ -25,7 +26,7 @@ def open_data(settings: DataSettings, source: Source | None = None) -> Prepared:
         scenes = load_scenes(seed=settings.subset_seed, imbalance=settings.imbalance, profile=settings.profile)
         return prepare(scenes, imbalance=None, val=settings.val, allow_empty=settings.allow_empty)
     if source is None:
-        source = load_source(settings.name, settings.path, download=settings.download)
+        source = load_source(settings.name, settings.path, download=settings.download, size=settings.size)
     return prepare(
         source,
         imbalance=settings.imbalance,

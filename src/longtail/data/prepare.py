@@ -119,6 +119,11 @@ def check_classes(counts: Sequence[int], class_names: Sequence[str], allow_empty
     empty = [name for name, n in zip(class_names, counts, strict=True) if n == 0]
     if len(empty) == len(counts):
         raise DataError("There is no training image at all.")
+    if len(counts) < 2:
+        raise DataError(
+            f"There is only one class, '{class_names[0]}': nothing to classify.",
+            hint="Give class_names if more classes are meant.",
+        )
     if not empty:
         return []
     listed = ", ".join(f"'{name}'" for name in empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")

@@ -242,6 +242,10 @@ VIEWS: dict[str, ViewSpec] = {
         "normalize only (evaluation)",
         lambda size, mean: (),
     ),
+    "crop": ViewSpec(
+        "crop after padding by 4 (where a mirrored image is another class)",
+        lambda size, mean: (Crop(size, padding=4),),
+    ),
     "crop-flip": ViewSpec(
         "crop after padding by 4, flip",
         lambda size, mean: (Crop(size, padding=4), Flip()),

@@ -25,16 +25,27 @@ class ConCutMixSettings(Settings):
     """``method.*`` of ConCutMix; ``omega`` and ``topk`` default to C / 1275 and min(30, round(0.3 C))."""
 
     alpha: float = Field(2.0, ge=0)
+    """Weight of the classification loss."""
     beta: float = Field(0.6, ge=0)
+    """Weight of the contrastive loss."""
     temperature: float = Field(0.1, gt=0)
+    """Of the contrastive loss."""
     tau: float = Field(1.0, ge=0)
+    """Strength of logit adjustment."""
     omega: float | None = Field(None, ge=0)
+    """Scale of the confidence gamma in the semantic label; null is C / 1275."""
     topk: int | None = Field(None, ge=1)
+    """Centers that a semantic label keeps; null is min(30, round(0.3 C))."""
     rectify_start: Time = 0.5
+    """Labels are rectified in the epochs after this one: a fraction of the run or an epoch."""
     mix_probability: float = Field(0.5, ge=0, le=1)
+    """Probability of mixing a batch."""
     mix_alpha: float = Field(1.0, gt=0)
+    """lambda ~ Beta(this, this)."""
     hidden: int = Field(512, ge=1)
+    """Hidden width of the projection and center MLPs."""
     dim: int = Field(128, ge=1)
+    """Width of projections and centers."""
 
     def with_classes(self, classes: int) -> ConCutMixSettings:
         """The same settings with ``omega`` and ``topk`` filled in for ``classes`` classes (topk never above it)."""

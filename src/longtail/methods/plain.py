@@ -20,17 +20,29 @@ class PlainSettings(Settings):
     """``method.*`` of the composed methods."""
 
     criterion: Literal["ce", "balanced-softmax", "logit-adjustment"] = "ce"
+    """What is added to the logits in training: nothing, the log prior, or tau times it."""
     tau: float = Field(1.0, ge=0)
+    """Strength of logit-adjustment (balanced-softmax is its 1)."""
     mixing: Literal["none", "mixup", "cutmix"] = "none"
+    """How the classified view is mixed with a partner."""
     mix_probability: float = Field(0.5, ge=0, le=1)
+    """Probability of mixing a batch."""
     mix_alpha: float = Field(1.0, gt=0)
+    """lambda ~ Beta(this, this)."""
     partner_sampler: Literal["shuffle", "class_balanced", "effective_number", "reversed"] = "shuffle"
+    """How partners are drawn."""
     contrast: Literal["none", "supervised", "balanced"] = "none"
+    """The contrastive term."""
     alpha: float = Field(1.0, ge=0)
+    """Weight of the classification loss."""
     beta: float = Field(1.0, ge=0)
+    """Weight of the contrastive loss."""
     temperature: float = Field(0.1, gt=0)
+    """Of the contrastive loss."""
     hidden: int = Field(512, ge=1)
+    """Hidden width of the projection and center MLPs."""
     dim: int = Field(128, ge=1)
+    """Width of projections and centers."""
 
 
 class Plain(Method):
@@ -85,8 +97,10 @@ class Plain(Method):
         loss = self.settings.alpha * classification
         logs = {"classification": classification.detach()}
         if self.contrast is not None:
-            projected = stack_views(self.network.project(features[images:]), len(batch.views) - 1)
-            contrastive = self.contrast(projected, batch.target, self.network, self.settings.temperature)
+            # All views go through the head, as in BCL's program, so that its batch-norm sees what ConCutMix's sees.
+            projected = self.network.project(features)[images:]
+            views = stack_views(projected, len(batch.views) - 1)
+            contrastive = self.contrast(views, batch.target, self.network, self.settings.temperature)
             loss = loss + self.settings.beta * contrastive
             logs["contrastive"] = contrastive.detach()
         return StepOutput(loss, logs)

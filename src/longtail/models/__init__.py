@@ -50,6 +50,7 @@ def _torchvision(name: str) -> Backbone:
 
 
 BACKBONES: dict[str, Callable[[], nn.Module]] = {
+    "resnet8": partial(ResNetCIFAR, 8),
     "resnet20": partial(ResNetCIFAR, 20),
     "resnet32": partial(ResNetCIFAR, 32),
     "resnet44": partial(ResNetCIFAR, 44),

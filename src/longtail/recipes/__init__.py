@@ -67,8 +67,17 @@ def load_config(target: str | Path | None, overrides: Sequence[str] | Mapping[st
     data_name, method_name = data_values.get("name"), method_values.get("name")
     if data_name is None and method_name is None and target is None:
         raise ConfigError("No recipe and no configuration file.", hint="Example: longtail train scenes/concutmix")
+    if not isinstance(data_name, str | None) or not isinstance(method_name, str | None):
+        return build_config(explicit)
     if data_name in PRESETS and method_name in METHODS:
-        given = data_values.get("imbalance")
-        imbalance = float(given) if isinstance(given, int | float) and not isinstance(given, bool) else None
+        imbalance = _number(data_values.get("imbalance"))
         explicit = merge(recipe(f"{data_name}/{method_name}", imbalance), explicit)
     return build_config(explicit)
+
+
+def _number(given: Any) -> float | None:
+    """A number as the configuration would read it (YAML takes 1e2 for text), or None."""
+    try:
+        return None if isinstance(given, bool) else float(given)
+    except (TypeError, ValueError):
+        return None

@@ -52,9 +52,9 @@ PRESETS: dict[str, Mapping[str, Any]] = {
     "npz": _OWN,
     "arrays": _OWN,
     "scenes": {
-        "views": {"classification": "crop-flip"},
-        "model": {"backbone": "resnet20"},
-        "optim": {"epochs": 20, "batch": 32, "lr": 0.05, "schedule": "cosine", "warmup_epochs": 1},
+        "views": {"classification": "crop"},
+        "model": {"backbone": "resnet8"},
+        "optim": {"epochs": 60, "batch": 32, "lr": 0.1, "schedule": "onecycle"},
     },
 }
 

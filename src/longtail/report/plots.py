@@ -33,13 +33,10 @@ from longtail.report.style import (
     percent_axis,
     style_axes,
 )
+from longtail.rundir import NOT_A_LOSS
 
 DPI = 160
 MOST_COLUMNS = 200
-NOT_A_LOSS = frozenset(
-    {"step", "epoch", "lr", "loss", "top1", "many", "medium", "few", "img_per_s", "evaluated_on", "seconds"}
-    | {"balanced_accuracy", "macro_f1", "worst_class", "worst_tenth", "g_mean", "h_mean", "ece", "gamma"}
-)
 
 
 def png(figure: Figure) -> bytes:
