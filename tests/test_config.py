@@ -331,7 +331,7 @@ def test_the_key_does_not_depend_on_the_folder_or_on_how_it_is_computed(word: st
 
 
 CHANGES = ["seed=1", "init=weights.safetensors", "data.name=cifar10", "data.imbalance=7", "data.profile=step"]
-CHANGES += ["data.subset_seed=1", "data.val=5", "data.groups=[50, 10]", "data.allow_empty=true"]
+CHANGES += ["data.subset_seed=1", "data.size=16", "data.val=5", "data.groups=[50, 10]", "data.allow_empty=true"]
 CHANGES += ["views.classification=autoaugment", "views.contrastive=autoaugment", "model.backbone=resnet20"]
 CHANGES += ["model.classifier=cosine", "method.name=bcl", "method.tau=0.5", "method.omega=0.5"]
 CHANGES += ["optim.epochs=3", "optim.batch=4", "optim.lr=0.01", "optim.schedule=step", "optim.warmup_epochs=2"]

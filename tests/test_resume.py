@@ -6,17 +6,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import longtail.train as training
 import pytest
 import torch
-from longtail.train import train
 
 import longtail.evaluate as evaluation
+import longtail.training as training
 from longtail.config import Config, merge
 from longtail.errors import ConfigError, ResourceError, RunError, StoppedError
 from longtail.methods import METHODS
 from longtail.rng import generator, numpy_generator
 from longtail.rundir import RunDir, read_json
+from longtail.training import train
 from processes import Launcher, wait_until
 from tiny import STEPS, At, KilledError, Recorder, assignments, files_of, outcome, tiny_config, write_npz
 
@@ -144,7 +144,7 @@ class StopIn:
                 signal.raise_signal(signal.SIGTERM)
             return stopped()
 
-        return self.real(method, images, data, plain, groups, look)
+        return self.real(*given, look)
 
 
 @pytest.mark.parametrize("batches", [0, 1])

@@ -47,7 +47,7 @@ class OptimSettings(Settings):
     lr: float = Field(0.15, gt=0, allow_inf_nan=False)
     """The top learning rate."""
     schedule: Literal["step", "cosine", "onecycle"] = "step"
-    """step: times decay at each milestone; cosine: falls from the warm-up's end; onecycle: rises for 30 % and falls, per step."""
+    """step: times decay at each milestone; cosine: falls after the warm-up; onecycle: rises over 30 % and falls."""
     warmup_epochs: Time = 0.025
     """Linear warm-up, a fraction of the run (rounded up) or epochs; not for onecycle."""
     milestones: tuple[Time, ...] = (0.8, 0.9)
