@@ -46,7 +46,9 @@ def options(
 def _console() -> Console:
     from rich.console import Console
 
-    return Console()
+    console = Console()
+    # A pipe or a file has no width of its own; rich would wrap the tables at 80.
+    return console if console.is_terminal else Console(width=120)
 
 
 def _split(target: str | None, settings: list[str] | None) -> tuple[str | None, list[str]]:

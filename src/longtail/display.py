@@ -147,21 +147,16 @@ class LiveTable(Lines):
 
 def results_table(results: list[Mapping[str, Any]]) -> Table:
     """Finished runs side by side, last epoch and best epoch apart, in percent."""
-    table = Table(box=None, pad_edge=False)
-    for name in ("run", "epoch", "on", "top-1", "many", "medium", "few", "worst tenth"):
-        table.add_column(name, justify="left" if name in ("run", "epoch", "on") else "right")
+    table = Table(box=None, pad_edge=False, title="top-1 and groups in %", title_justify="left")
+    for name in ("run", "weights", "on", "top-1", "many", "medium", "few", "worst tenth"):
+        table.add_column(name, justify="left" if name in ("run", "weights", "on") else "right")
     for result in results:
-        for which in ("last", "best"):
-            numbers = result[which]
-            said = f"last ({numbers['epoch']})"
-            if which == "best":
-                said = f"best ({numbers['epoch']}), selected on {numbers['selected_on']}"
-            table.add_row(
-                f"{result['dataset']}/{result['method']} s{result['seed']}" if which == "last" else "",
-                said,
-                str(result["evaluated_on"]),
-                *(percent(numbers[name]) for name in ("top1", "many", "medium", "few", "worst_tenth")),
-            )
+        name = f"{result['dataset']}/{result['method']}, seed {result['seed']}"
+        last, best = result["last"], result["best"]
+        weights = (f"last (epoch {last['epoch']})", f"best (epoch {best['epoch']}), selected on {best['selected_on']}")
+        for numbers, said in zip((last, best), weights, strict=True):
+            values = (percent(numbers[name]) for name in ("top1", "many", "medium", "few", "worst_tenth"))
+            table.add_row(name if numbers is last else "", said, str(result["evaluated_on"]), *values)
     return table
 
 
