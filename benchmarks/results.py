@@ -87,7 +87,7 @@ def study_table(study: str, runs: list[dict[str, Any]]) -> list[str]:
     for run in runs:
         groups.setdefault(identity(run), []).append(run)
     lines = [
-        "| method | epochs | seeds | last top-1 | many | medium | few | best top-1 (selected on) | image passes a run |",
+        "| method | epochs | seeds | last top-1 | many | medium | few | best top-1 (selected on) | image passes |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     rows = sorted(groups.values(), key=lambda group: (group[0]["epochs"], group[0]["image_passes"], group[0]["method"]))

@@ -30,11 +30,13 @@ from longtail.data import class_counts
 from longtail.data.loader import Loader
 from longtail.data.open import open_data
 from longtail.data.prepare import Prepared
+from longtail.listeners import Silent
 from longtail.models import build_backbone
 from longtail.recipes import load_config
 from longtail.rng import generator, numpy_generator
+from longtail.starting import build_views
 from longtail.state import build_method
-from longtail.training import Silent, build_views, train
+from longtail.training import train
 
 METHODS = ("ce", "bcl", "concutmix")
 OUT = Path("runs/bench/throughput.json")

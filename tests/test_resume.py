@@ -1,5 +1,7 @@
 """Stopped or killed at any moment and resumed, a run ends bit for bit where the unbroken run ends."""
 
+import errno
+import os
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -14,7 +16,7 @@ import longtail.training as training
 from longtail.config import Config, merge
 from longtail.errors import ConfigError, ResourceError, RunError, StoppedError
 from longtail.methods import METHODS
-from longtail.rng import generator, numpy_generator
+from longtail.rng import numpy_generator
 from longtail.rundir import RunDir, read_json
 from longtail.training import train
 from processes import Launcher, wait_until
@@ -31,7 +33,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 """Every method, and the points of the composed space that have no name."""
 
 
-def config_of(variant: str, archive: Path, folder: Path, **own: Any) -> Config:
+def config_of(variant: str, archive: Path, folder: Path, /, **own: Any) -> Config:
     method, settings = VARIANTS[variant]
     return tiny_config(method, archive, folder, **merge(settings, own))
 
@@ -131,9 +133,8 @@ class StopIn:
         self.number, self.batches, self.evaluations = number, batches, 0
         self.real = evaluation.evaluate
 
-    def __call__(
-        self, method: Any, images: Any, data: Any, plain: Any, groups: Any, stopped: Callable[[], bool]
-    ) -> Any:
+    def __call__(self, *given: Any) -> Any:
+        *others, stopped = given
         self.evaluations += 1
         looked = 0
 
@@ -144,7 +145,7 @@ class StopIn:
                 signal.raise_signal(signal.SIGTERM)
             return stopped()
 
-        return self.real(*given, look)
+        return self.real(*others, look)
 
 
 @pytest.mark.parametrize("batches", [0, 1])
@@ -254,9 +255,6 @@ def test_a_run_killed_while_it_writes_its_results_ends_the_same(
 def test_a_full_disk_ends_the_run_and_leaves_it_resumable(
     tiny_npz: Path, tmp_path: Path, unbroken: Unbroken, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import errno
-    import os
-
     real, calls = os.fsync, 0
 
     def full(descriptor: int) -> None:
@@ -461,49 +459,55 @@ def words_of(config: Config, *more: str) -> list[str]:
     return ["train", *assignments({name: value for name, value in config.plain().items() if value is not None}), *more]
 
 
-def long_config(variant: str, archive: Path, folder: Path, **own: Any) -> Config:
-    """Long enough to be hit in the middle, and with a checkpoint after each step."""
-    settings = {"optim": {"epochs": 12}, "run": {"checkpoint_minutes": 1e-9}}
-    return config_of(variant, archive, folder, **merge(settings, own))
+LONG: dict[str, Any] = {"optim": {"epochs": 8}}
+"""Long enough to be hit in the middle."""
+
+OFTEN: dict[str, Any] = {"run": {"checkpoint_minutes": 1e-9}}
+"""A checkpoint after each step."""
+
+
+@pytest.fixture(scope="module")
+def long_run(tiny_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a long run of ConCutMix ends with if nobody breaks it."""
+    out = tmp_path_factory.mktemp("unbroken") / "long"
+    train(config_of("concutmix", tiny_npz, out, **LONG))
+    return outcome(out)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_a_signal_ends_the_command_with_its_code_and_the_resumed_one_ends_the_same(
-    tiny_npz: Path, tmp_path: Path, launch: Launcher, number: signal.Signals, code: int
+    tiny_npz: Path, tmp_path: Path, launch: Launcher, long_run: Any, number: signal.Signals, code: int
 ) -> None:
-    train(long_config("concutmix", tiny_npz, tmp_path / "whole"))
-    config = long_config("concutmix", tiny_npz, tmp_path / "run")
+    config = config_of("concutmix", tiny_npz, tmp_path / "run", **LONG)
     command = launch(*words_of(config))
     wait_until(lambda: (tmp_path / "run" / "metrics.jsonl").exists())
-    sent = time.monotonic()
     command.send(number)
     assert command.wait() == code
-    assert time.monotonic() - sent < 20
     assert command.stderr.startswith("error: Stopped by")
     assert "Traceback" not in command.stderr
     assert len(command.stderr.strip().splitlines()) == 2
     assert RunDir(tmp_path / "run").load_checkpoint() is not None
-    assert launch(*words_of(config), "--resume").wait() == 0
-    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+    train(config, resume=True)
+    assert outcome(tmp_path / "run") == long_run
 
 
 def kill_and_resume(launch: Launcher, config: Config, folder: Path, moments: list[float]) -> None:
-    """Kill -9 after each of ``moments``, in seconds since the folder was there; then let it end."""
+    """Kill -9 after each of ``moments``, in seconds since the folder was there; then go on to the end."""
     for moment in moments:
         command = launch(*words_of(config), "--resume")
         wait_until(lambda: (folder / "run.json").exists())
         time.sleep(moment)
         command.send(signal.SIGKILL)
         command.wait()
-    last = launch(*words_of(config), "--resume")
-    assert last.wait() == 0, last.stderr
+    train(config, resume=True)
 
 
-def test_kill_9_at_random_moments_and_resume_end_the_same(tiny_npz: Path, tmp_path: Path, launch: Launcher) -> None:
-    train(long_config("concutmix", tiny_npz, tmp_path / "whole"))
-    config = long_config("concutmix", tiny_npz, tmp_path / "run", run={"workers": 2})
-    kill_and_resume(launch, config, tmp_path / "run", [0.15, 0.4])
-    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+def test_kill_9_at_random_moments_and_resume_end_the_same(
+    tiny_npz: Path, tmp_path: Path, launch: Launcher, long_run: Any
+) -> None:
+    config = config_of("concutmix", tiny_npz, tmp_path / "run", **merge(LONG, OFTEN, {"run": {"workers": 2}}))
+    kill_and_resume(launch, config, tmp_path / "run", [0.1, 0.3])
+    assert outcome(tmp_path / "run") == long_run
 
 
 @pytest.mark.slow
@@ -512,11 +516,11 @@ def test_kill_9_at_random_moments_and_resume_end_the_same(tiny_npz: Path, tmp_pa
 def test_kill_9_in_every_method_at_twenty_moments(
     tiny_npz: Path, tmp_path: Path, launch: Launcher, variant: str, workers: int
 ) -> None:
-    whole = long_config(variant, tiny_npz, tmp_path / "whole", optim={"epochs": 60})
+    longer = {"optim": {"epochs": 60}}
     began = time.monotonic()
-    train(whole)
+    train(config_of(variant, tiny_npz, tmp_path / "whole", **longer))
     seconds = time.monotonic() - began
-    config = long_config(variant, tiny_npz, tmp_path / "run", optim={"epochs": 60}, run={"workers": workers})
+    config = config_of(variant, tiny_npz, tmp_path / "run", **merge(longer, OFTEN, {"run": {"workers": workers}}))
     moments = seconds / 12 * numpy_generator(0, "kill", variant, workers).random(20)
     kill_and_resume(launch, config, tmp_path / "run", [float(moment) for moment in moments])
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
@@ -528,4 +532,3 @@ def test_a_resumed_result_is_that_of_the_unbroken_command(tiny_npz: Path, tmp_pa
     results = train(config, resume=True)
     assert read_json(tmp_path / "run" / "results.json") == results
     assert RunDir(tmp_path / "run").description()["status"] == "finished"
-    assert int(torch.randint(10, (), generator=generator(0))) in range(10)

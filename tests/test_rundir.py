@@ -382,6 +382,27 @@ def test_a_folder_that_is_there_is_refused_and_an_empty_one_taken(tmp_path: Path
         assert words in str(caught.value.hint)
 
 
+def test_a_kill_while_the_folder_is_made_leaves_a_run_or_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(1, 20):
+        run = RunDir(tmp_path / f"run-{number}")
+        counter = Counter(number, after=True)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", counter.around(os.fsync))
+            patch.setattr(Path, "mkdir", counter.around(Path.mkdir))
+            patch.setattr(Path, "replace", counter.around(Path.replace))
+            with contextlib.suppress(KilledError):
+                run.create()
+        if not run.is_run:
+            run.refuse_unless_new()
+        run.delete()
+        run.create()
+        if counter.calls < number:
+            break
+    assert number > 6
+
+
 def test_only_a_run_folder_is_deleted(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("years of work")

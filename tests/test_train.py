@@ -411,7 +411,7 @@ def test_data_that_cannot_be_trained_on_is_refused_before_anything_is_written(
 
 @pytest.mark.parametrize(
     ("settings", "words"),
-    [({"run": {"device": "abacus"}}, "run.device=abacus"), ({"data": {"path": None}}, "needs a path")],
+    [({"run": {"device": "abacus"}}, "run.device=abacus"), ({"data": {"path": None}}, "needs data.path")],
 )
 def test_settings_that_cannot_be_had_are_refused_before_anything_is_written(
     tiny_npz: Path, tmp_path: Path, settings: dict[str, Any], words: str

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from longtail.config import METHOD_SETTINGS, Config, merge
+from longtail.listeners import Silent
 from longtail.recipes import load_config
 from longtail.rng import numpy_generator
 from longtail.rundir import Checkpoint, RunDir
-from longtail.training import Silent
 
 COUNTS = (9, 6, 4, 2)
 SIZE = 8
@@ -45,7 +45,7 @@ def write_npz(
     return path
 
 
-def settings_of(method: str, **own: Any) -> dict[str, Any]:
+def settings_of(method: str, /, **own: Any) -> dict[str, Any]:
     """Nested values for a tiny run of ``method``; heads are as small as the rest where the method has any."""
     small = {"hidden": 16, "dim": 8} if "hidden" in METHOD_SETTINGS[method].model_fields else {}
     return merge(
@@ -60,7 +60,7 @@ def settings_of(method: str, **own: Any) -> dict[str, Any]:
     )
 
 
-def tiny_config(method: str, archive: Path, folder: Path, **own: Any) -> Config:
+def tiny_config(method: str, archive: Path, folder: Path, /, **own: Any) -> Config:
     """The config of a tiny run over ``npz/METHOD``."""
     values = merge(settings_of(method), {"data": {"path": str(archive)}, "out": str(folder)}, own)
     return load_config(f"npz/{method}", values)
@@ -159,3 +159,10 @@ def digest(checkpoint: Checkpoint) -> dict[str, bytes | int]:
 def files_of(folder: Path) -> dict[str, bytes]:
     """Every file below ``folder`` by its name, with its bytes."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def read_test_images(folder: Path) -> Any:
+    """The test images that a run was evaluated on, uint8 (N, H, W, 3)."""
+    path = RunDir(folder).read_config()["data"]["path"]
+    with np.load(path) as archive:
+        return archive["test_images"]

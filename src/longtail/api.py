@@ -16,11 +16,12 @@ from longtail.device import resolve_device
 from longtail.errors import ConfigError, DataError
 from longtail.evaluate import Evaluation, evaluate
 from longtail.interrupts import stop_signals
+from longtail.listeners import Listener, Silent
 from longtail.predict import load
 from longtail.recipes import load_config
 from longtail.report.page import write_report
 from longtail.rundir import RunDir, read_json
-from longtail.training import Listener, Silent, default_out, pin_threads
+from longtail.starting import default_out, pin_threads
 from longtail.training import train as train_config
 
 if TYPE_CHECKING:

@@ -160,18 +160,17 @@ def results_table(results: list[Mapping[str, Any]]) -> Table:
     return table
 
 
-def evaluation_table(numbers: Mapping[str, Any], which: str, split: str, images: int) -> Table:
+def evaluation_table(numbers: Mapping[str, Any], which: str, split: str, images: int) -> Group:
     """One evaluation: every metric on a line, in percent, with the word for the weights it is of."""
-    table = Table(
-        title=f"{which} weights, {images} {split} images, %", box=None, show_header=False, title_justify="left"
-    )
+    table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(justify="left")
     table.add_column(justify="right")
     for name, value in numbers.items():
         for inner, number in value.items() if isinstance(value, Mapping) else [(None, value)]:
             shown = name if inner is None else f"{name}: {inner}"
             table.add_row(shown.replace("top1", "top-1").replace("_", " "), percent(number))
-    return table
+    # Not the table's title, which would be wrapped at the table's narrow width.
+    return Group(f"{which} weights, {images} {split} images, %", table)
 
 
 def listener_for(console: Console) -> Lines:

@@ -109,7 +109,7 @@ class RunDir:
 
     def refuse_unless_new(self) -> None:
         """Raise ConfigError if there is anything at the path."""
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        if not self._is_free():
             hint = (
                 "Use --resume to go on with it, --overwrite to start it anew, or another out=DIR."
                 if self.is_run
@@ -117,9 +117,15 @@ class RunDir:
             )
             raise ConfigError(f"{self.path} exists already.", hint=hint)
 
+    def _is_free(self) -> bool:
+        """Whether there is nothing, or an empty folder, or one whose making a kill cut short."""
+        if not self.path.is_dir():
+            return not self.path.exists()
+        return all(part.name == ".run.json.tmp" for part in self.path.iterdir())
+
     def delete(self) -> None:
         """Delete the folder, if it is a run's and nobody runs in it."""
-        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+        if self._is_free():
             return
         if not self.is_run:
             raise ConfigError(f"{self.path} has no run.json: not a run folder, so it is not deleted.")
@@ -137,10 +143,11 @@ class RunDir:
     def create(self) -> None:
         """Make the folder and its parts."""
         try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-            (self.path / "plots").mkdir(exist_ok=True)
-            if not self.is_run:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not self.is_run:  # before anything else: it makes the folder one that --resume takes
                 self.update_description(status="starting")
+            self.checkpoints.mkdir(exist_ok=True)
+            (self.path / "plots").mkdir(exist_ok=True)
         except OSError as error:
             raise _disk_error(self.path, error) from error
 

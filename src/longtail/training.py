@@ -3,67 +3,27 @@
 from __future__ import annotations
 
 import math
-import platform
-import shlex
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import torch
 from torch import Tensor
 
-import longtail
-from longtail.config import NUMBERS_VERSION, Config, build_config, differences
+from longtail.config import Config
 from longtail.data.images import Source
 from longtail.data.loader import Loader
 from longtail.data.open import open_data
-from longtail.data.prepare import Prepared
-from longtail.data.views import View, build_view
-from longtail.device import cpu_compiler, resolve_device
-from longtail.errors import ConfigError, DataError, DivergedError, RunError
+from longtail.description import describe_run, summarize
+from longtail.device import resolve_device
+from longtail.errors import ConfigError, DivergedError, RunError
 from longtail.evaluate import Evaluation, EvaluationStoppedError, describe, evaluate, write_per_class, write_predictions
 from longtail.interrupts import locked, memory_errors, stop_signals
-from longtail.methods import Method
+from longtail.listeners import Listener, Silent
 from longtail.optim import build_optimizer, lr_at
 from longtail.rng import keyed_global_rng
-from longtail.rundir import SCHEMA, Checkpoint, RunDir, read_json, write_json
+from longtail.rundir import Checkpoint, RunDir, read_json, write_json
+from longtail.starting import build_views, default_out, pin_threads, refuse_other_config, should_compile
 from longtail.state import RunState, build_method, load_initial_weights, load_model, model_tensors, restore, snapshot
-
-COMPILE_PAYS_FROM = 600
-"""Steps. Compiling takes 15 to 40 s, and a compiled step of 768 images saves about half a second on 2 cores."""
-
-
-class Listener(Protocol):
-    """Who watches a run. Every call is made by the loop; none may change anything."""
-
-    def started(self, config: Config, data: Prepared, steps: int, first_step: int) -> None: ...
-    def stepped(self, step: int, logs: Mapping[str, float], images_per_second: float) -> None: ...
-    def evaluated(self, row: Mapping[str, Any]) -> None: ...
-    def said(self, message: str) -> None: ...
-    def finished(self, results: Mapping[str, Any]) -> None: ...
-
-
-class Silent:
-    """Watches and says nothing."""
-
-    def started(self, config: Config, data: Prepared, steps: int, first_step: int) -> None: ...
-    def stepped(self, step: int, logs: Mapping[str, float], images_per_second: float) -> None: ...
-    def evaluated(self, row: Mapping[str, Any]) -> None: ...
-    def said(self, message: str) -> None: ...
-    def finished(self, results: Mapping[str, Any]) -> None: ...
-
-
-def build_views(config: Config, data: Prepared) -> dict[str, View]:
-    """The augmentation of each role, for images of the data's own size; raises DataError where they are not square."""
-    height, size = (int(side) for side in data.train.images.shape[-2:])
-    if height != size:
-        raise DataError(
-            f"The images of {data.name} are {height} x {size} pixels; only square ones can be trained on.",
-            hint="Crop or pad them to a square first.",
-        )
-    names = {**config.views.model_dump(), "plain": "plain"}
-    return {role: build_view(name, size, data.mean, data.std) for role, name in names.items()}
 
 
 def train(
@@ -122,7 +82,8 @@ def train(
         workers=config.run.workers,
     )
     steps = config.optim.epochs * loader.steps_per_epoch
-    compiled = should_compile(config, device, steps, described, listener)
+    passes = config.optim.epochs * len(data.train) * len(method.needs.views)
+    compiled = should_compile(config, device, passes, described, listener)
     if compiled:
         method.compile_for(min(config.optim.batch, len(data.train)), size)
 
@@ -231,49 +192,6 @@ def train(
     return results
 
 
-def default_out(config: Config) -> str:
-    """``runs/DATASET-METHOD-sSEED``."""
-    return f"runs/{config.data.name}-{config.method_name}-s{config.seed}"
-
-
-def refuse_other_config(config: Config, run: RunDir) -> None:
-    """Raise ConfigError naming the keys in which the folder's config differs."""
-    stored = build_config(run.read_config())
-    keys = differences(stored, config)
-    if keys:
-        raise ConfigError(
-            f"{run.path} was started with other settings: {', '.join(keys)}.",
-            hint="Resume with the same settings, or choose another out=DIR.",
-        )
-
-
-def pin_threads(config: Config, described: Mapping[str, Any], listener: Listener) -> int:
-    """Set the thread count: the one asked for, or the one a resumed run had, or what PyTorch chose."""
-    recorded = described.get("threads")
-    wanted = config.run.threads or recorded or torch.get_num_threads()
-    if recorded is not None and wanted != recorded:
-        listener.said(f"Going on with {wanted} threads instead of {recorded}: not bit-exact.")
-    torch.set_num_threads(wanted)
-    return int(wanted)
-
-
-def should_compile(
-    config: Config, device: torch.device, steps: int, described: Mapping[str, Any], listener: Listener
-) -> bool:
-    """Whether the backbone is compiled: a resumed run keeps what it had; ``auto`` asks whether it can pay."""
-    possible = device.type != "cpu" or cpu_compiler() is not None
-    recorded = described.get("compiled")
-    if recorded is not None and config.run.compile == "auto":
-        if recorded and not possible:
-            listener.said("The C++ compiler that this run was compiled with is gone: going on eagerly, not bit-exact.")
-        return bool(recorded) and possible
-    if config.run.compile == "auto":
-        return possible and steps >= COMPILE_PAYS_FROM
-    if config.run.compile and not possible:
-        raise ConfigError("run.compile=true needs a C++ compiler (g++ or clang++), and there is none.")
-    return bool(config.run.compile)
-
-
 def diverged(step: int, epoch: int, loss: float, lr: float, index: Tensor) -> DivergedError:
     """The error for a loss that is not finite."""
     shown = ", ".join(str(int(i)) for i in index[:8])
@@ -281,74 +199,3 @@ def diverged(step: int, epoch: int, loss: float, lr: float, index: Tensor) -> Di
         f"The loss became {loss} in step {step} (epoch {epoch}, learning rate {lr:g}; training images {shown}, ...).",
         hint="Lower optim.lr or lengthen optim.warmup_epochs. The last checkpoint is intact.",
     )
-
-
-def describe_run(
-    config: Config, data: Prepared, method: Method, threads: int, compiled: bool, command: list[str] | None
-) -> dict[str, Any]:
-    """The part of run.json that is known before the first step."""
-    resolved: dict[str, Any] = {"optim": config.optim.resolved()}
-    own = getattr(method, "settings", None)
-    if own is not None:
-        resolved["method"] = own.model_dump(mode="json")
-    return {
-        "command": shlex.join(command or ["longtail", "train", f"{config.out}/config.yaml"]),
-        "recipe": config.recipe,
-        "seed": config.seed,
-        "versions": {
-            "longtail": longtail.__version__,
-            "numbers": NUMBERS_VERSION,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        },
-        "platform": f"{platform.system()} {platform.machine()}",
-        "threads": threads,
-        "compiled": compiled,
-        "data": {
-            "name": data.name,
-            "fingerprint": data.fingerprint,
-            "class_names": list(data.class_names),
-            "notes": list(data.notes),
-        },
-        "class_counts": list(data.stats.counts),
-        "groups": list(config.data.groups),
-        "normalization": {"mean": list(data.mean), "std": list(data.std)},
-        "schedule": resolved,
-        "image_size": int(data.train.images.shape[-1]),
-    }
-
-
-def summarize(
-    config: Config,
-    data: Prepared,
-    method: Method,
-    state: RunState,
-    evaluation: Evaluation,
-    best_numbers: Mapping[str, Any],
-) -> dict[str, Any]:
-    """The content of results.json."""
-    return {
-        "schema": SCHEMA,
-        "version": longtail.__version__,
-        "numbers_version": NUMBERS_VERSION,
-        "config_key": config.key(),
-        "dataset": config.data.name,
-        "method": config.method_name,
-        "model": config.model.backbone,
-        "seed": config.seed,
-        "subset_seed": config.data.subset_seed,
-        "epochs": config.optim.epochs,
-        "imbalance": config.data.imbalance,
-        "class_counts": list(data.stats.counts),
-        "test_counts": data.evaluation.counts(len(data.class_names)),
-        "image_passes": state.image_passes,
-        "parameters": sum(parameter.numel() for parameter in method.parameters()),
-        "train_seconds": round(state.seconds, 1),
-        "evaluated_on": data.evaluated_on,
-        "last": {"epoch": config.optim.epochs - 1, **evaluation.numbers()},
-        "best": {
-            "epoch": state.best_epoch,
-            **best_numbers,
-            "selected_on": data.selected_on,
-        },
-    }

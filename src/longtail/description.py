@@ -1,0 +1,89 @@
+"""What a run says of itself: run.json before the first step, results.json after the last."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+import longtail
+from longtail.config import NUMBERS_VERSION, Config
+from longtail.data.prepare import Prepared
+from longtail.evaluate import Evaluation
+from longtail.methods import Method
+from longtail.rundir import SCHEMA
+from longtail.state import RunState
+
+
+def describe_run(
+    config: Config, data: Prepared, method: Method, threads: int, compiled: bool, command: list[str] | None
+) -> dict[str, Any]:
+    """The part of run.json that is known before the first step."""
+    resolved: dict[str, Any] = {"optim": config.optim.resolved()}
+    own = getattr(method, "settings", None)
+    if own is not None:
+        resolved["method"] = own.model_dump(mode="json")
+    return {
+        "command": shlex.join(command or ["longtail", "train", f"{config.out}/config.yaml"]),
+        "recipe": config.recipe,
+        "seed": config.seed,
+        "versions": {
+            "longtail": longtail.__version__,
+            "numbers": NUMBERS_VERSION,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        },
+        "platform": f"{platform.system()} {platform.machine()}",
+        "threads": threads,
+        "compiled": compiled,
+        "data": {
+            "name": data.name,
+            "fingerprint": data.fingerprint,
+            "class_names": list(data.class_names),
+            "notes": list(data.notes),
+        },
+        "class_counts": list(data.stats.counts),
+        "groups": list(config.data.groups),
+        "normalization": {"mean": list(data.mean), "std": list(data.std)},
+        "schedule": resolved,
+        "image_size": int(data.train.images.shape[-1]),
+    }
+
+
+def summarize(
+    config: Config,
+    data: Prepared,
+    method: Method,
+    state: RunState,
+    evaluation: Evaluation,
+    best_numbers: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The content of results.json."""
+    return {
+        "schema": SCHEMA,
+        "version": longtail.__version__,
+        "numbers_version": NUMBERS_VERSION,
+        "config_key": config.key(),
+        "dataset": config.data.name,
+        "method": config.method_name,
+        "model": config.model.backbone,
+        "seed": config.seed,
+        "subset_seed": config.data.subset_seed,
+        "epochs": config.optim.epochs,
+        "imbalance": config.data.imbalance,
+        "class_counts": list(data.stats.counts),
+        "test_counts": data.evaluation.counts(len(data.class_names)),
+        "image_passes": state.image_passes,
+        "parameters": sum(parameter.numel() for parameter in method.parameters()),
+        "train_seconds": round(state.seconds, 1),
+        "evaluated_on": data.evaluated_on,
+        "last": {"epoch": config.optim.epochs - 1, **evaluation.numbers()},
+        "best": {
+            "epoch": state.best_epoch,
+            **best_numbers,
+            "selected_on": data.selected_on,
+        },
+    }

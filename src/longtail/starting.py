@@ -1,0 +1,75 @@
+"""What is settled before the first step: the folder, the threads, compilation, the views."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from longtail.config import Config, build_config, differences
+from longtail.data.prepare import Prepared
+from longtail.data.views import View, build_view
+from longtail.device import cpu_compiler
+from longtail.errors import ConfigError, DataError
+from longtail.listeners import Listener
+from longtail.rundir import RunDir
+
+COMPILE_PAYS_FROM = 200_000
+"""Images through the network in training. A ResNet-32 at 32 pixels takes 15 to 40 s to compile on 2 cores and is then
+faster by a fifth to a quarter, which is half a second for 768 images."""
+
+
+def default_out(config: Config) -> str:
+    """``runs/DATASET-METHOD-sSEED``."""
+    return f"runs/{config.data.name}-{config.method_name}-s{config.seed}"
+
+
+def refuse_other_config(config: Config, run: RunDir) -> None:
+    """Raise ConfigError naming the keys in which the folder's config differs."""
+    stored = build_config(run.read_config())
+    keys = differences(stored, config)
+    if keys:
+        raise ConfigError(
+            f"{run.path} was started with other settings: {', '.join(keys)}.",
+            hint="Resume with the same settings, or choose another out=DIR.",
+        )
+
+
+def pin_threads(config: Config, described: Mapping[str, Any], listener: Listener) -> int:
+    """Set the thread count: the one asked for, or the one a resumed run had, or what PyTorch chose."""
+    recorded = described.get("threads")
+    wanted = config.run.threads or recorded or torch.get_num_threads()
+    if recorded is not None and wanted != recorded:
+        listener.said(f"Going on with {wanted} threads instead of {recorded}: not bit-exact.")
+    torch.set_num_threads(wanted)
+    return int(wanted)
+
+
+def should_compile(
+    config: Config, device: torch.device, image_passes: int, described: Mapping[str, Any], listener: Listener
+) -> bool:
+    """Whether the backbone is compiled: a resumed run keeps what it had; ``auto`` asks whether it can pay."""
+    possible = device.type != "cpu" or cpu_compiler() is not None
+    recorded = described.get("compiled")
+    if recorded is not None and config.run.compile == "auto":
+        if recorded and not possible:
+            listener.said("The C++ compiler that this run was compiled with is gone: going on eagerly, not bit-exact.")
+        return bool(recorded) and possible
+    if config.run.compile == "auto":
+        return possible and image_passes >= COMPILE_PAYS_FROM
+    if config.run.compile and not possible:
+        raise ConfigError("run.compile=true needs a C++ compiler (g++ or clang++), and there is none.")
+    return bool(config.run.compile)
+
+
+def build_views(config: Config, data: Prepared) -> dict[str, View]:
+    """The augmentation of each role, for images of the data's own size; raises DataError where they are not square."""
+    height, size = (int(side) for side in data.train.images.shape[-2:])
+    if height != size:
+        raise DataError(
+            f"The images of {data.name} are {height} x {size} pixels; only square ones can be trained on.",
+            hint="Crop or pad them to a square first.",
+        )
+    names = {**config.views.model_dump(), "plain": "plain"}
+    return {role: build_view(name, size, data.mean, data.std) for role, name in names.items()}
