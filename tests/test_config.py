@@ -8,17 +8,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longtail.config import (
-    METHOD_SETTINGS,
-    Config,
-    build_config,
-    differences,
-    known_keys,
-    merge,
-    parse_assignments,
-    read_config_file,
-)
+from longtail.config import METHOD_SETTINGS, Config, build_config, differences, known_keys
 from longtail.errors import ConfigError
+from longtail.layers import merge, parse_assignments, read_config_file
 from longtail.methods import METHODS
 from longtail.recipes import load_config
 from longtail.settings import resolve_time

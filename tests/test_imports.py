@@ -18,7 +18,7 @@ import longtail
 SOURCE = Path(longtail.__file__).parent
 
 LAYERS = [
-    ["errors", "settings", "rng"],
+    ["errors", "settings", "rng", "files", "layers"],
     ["data", "models", "losses", "mixing", "metrics"],
     ["methods"],
     ["config", "device"],

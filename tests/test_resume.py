@@ -13,11 +13,13 @@ import torch
 
 import longtail.evaluate as evaluation
 import longtail.training as training
-from longtail.config import Config, merge
+from longtail.config import Config
 from longtail.errors import ConfigError, ResourceError, RunError, StoppedError
+from longtail.files import read_json
+from longtail.layers import merge
 from longtail.methods import METHODS
 from longtail.rng import numpy_generator
-from longtail.rundir import RunDir, read_json
+from longtail.rundir import RunDir
 from longtail.training import train
 from processes import Launcher, wait_until
 from tiny import STEPS, At, KilledError, Recorder, assignments, files_of, outcome, tiny_config, write_npz

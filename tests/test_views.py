@@ -11,8 +11,9 @@ from torch import Tensor
 
 from longtail.data import policies, views
 from longtail.data.augment import Params, as_float
+from longtail.data.color import Color
 from longtail.data.geometry import Flip, ResizedCrop
-from longtail.data.views import VIEWS, Color, View, ViewParams, build_view, select
+from longtail.data.views import VIEWS, View, ViewParams, build_view, select
 from longtail.errors import ConfigError, DataError
 from longtail.rng import generator
 

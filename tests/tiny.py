@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from longtail.config import METHOD_SETTINGS, Config, merge
+from longtail.config import METHOD_SETTINGS, Config
+from longtail.layers import merge
 from longtail.listeners import Silent
 from longtail.recipes import load_config
 from longtail.rng import numpy_generator

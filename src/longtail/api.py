@@ -8,19 +8,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longtail.config import build_config, merge
+from longtail.config import build_config
 from longtail.data.images import Source
 from longtail.data.open import open_data
 from longtail.data.prepare import Prepared
 from longtail.device import resolve_device
 from longtail.errors import ConfigError, DataError
 from longtail.evaluate import Evaluation, evaluate
+from longtail.files import read_json
 from longtail.interrupts import stop_signals
+from longtail.layers import merge
 from longtail.listeners import Listener, Silent
 from longtail.predict import load
 from longtail.recipes import load_config
 from longtail.report.page import write_report
-from longtail.rundir import RunDir, read_json
+from longtail.rundir import RunDir
 from longtail.starting import default_out, pin_threads
 from longtail.training import train as train_config
 

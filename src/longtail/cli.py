@@ -71,8 +71,8 @@ def train(
     """Train by a recipe or a configuration file."""
     import yaml
 
-    from longtail.config import parse_assignments
     from longtail.data.settings import check_complete
+    from longtail.layers import parse_assignments
     from longtail.recipes import load_config
 
     recipe, words = _split(target, settings)
@@ -109,8 +109,8 @@ def evaluate(
 ) -> None:
     """Evaluate a trained run again; which=best takes the best epoch's weights, data.path=... moved images."""
     from longtail.api import evaluate_run
-    from longtail.config import parse_assignments
     from longtail.display import evaluation_table
+    from longtail.layers import parse_assignments
 
     values = parse_assignments(settings or [])
     which = str(values.pop("which", "last"))
@@ -132,7 +132,7 @@ def report(
         typer.echo(f"report: {write_report(runs[0], out)}")
         return
     from longtail.display import results_table
-    from longtail.rundir import read_json
+    from longtail.files import read_json
 
     page = write_comparison(runs, out or runs[0].parent / "report.html")
     _console().print(results_table([read_json(path / "results.json") for path in runs]))

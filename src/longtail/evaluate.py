@@ -19,6 +19,7 @@ from longtail.data.prepare import Prepared
 from longtail.data.scenes import seen_backgrounds
 from longtail.data.views import View
 from longtail.errors import DivergedError
+from longtail.files import write_atomic
 from longtail.methods import Method
 from longtail.metrics import (
     Metrics,
@@ -28,7 +29,6 @@ from longtail.metrics import (
     per_class_accuracy,
     thirds,
 )
-from longtail.rundir import write_atomic
 
 EVALUATION_BATCH = 500
 

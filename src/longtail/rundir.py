@@ -6,8 +6,6 @@ file of tensors and a JSON beside it with the digest of the first; the JSON is r
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import fcntl
 import hashlib
 import json
@@ -24,7 +22,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as serialize_tensors
 from torch import Tensor
 
-from longtail.errors import ConfigError, ResourceError, RunError
+from longtail.errors import ConfigError, RunError
+from longtail.files import disk_error, read_json, write_atomic, write_json
 
 SCHEMA = 1
 KEPT_CHECKPOINTS = 2
@@ -34,48 +33,6 @@ NOT_A_LOSS = frozenset(
     | {"balanced_accuracy", "macro_f1", "worst_class", "worst_tenth", "g_mean", "h_mean", "ece", "gamma"}
 )
 """Keys of a line of metrics.jsonl that are not terms of the loss; every other number is one."""
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Replace ``path`` by ``content`` or leave it as it was. Raises ResourceError when the disk refuses."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise _disk_error(path, error) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _disk_error(path: Path, error: OSError) -> ResourceError:
-    hint = "Free some space and run again with --resume." if error.errno in (errno.ENOSPC, errno.EDQUOT) else None
-    return ResourceError(f"{path} cannot be written: {error.strerror}.", hint=hint)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write built-in types as indented JSON, atomically; NaN and infinities are refused."""
-    write_atomic(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
-
-
-def read_json(path: Path) -> Any:
-    """Read JSON; raises RunError naming the file."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path} cannot be read: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -149,14 +106,14 @@ class RunDir:
             self.checkpoints.mkdir(exist_ok=True)
             (self.path / "plots").mkdir(exist_ok=True)
         except OSError as error:
-            raise _disk_error(self.path, error) from error
+            raise disk_error(self.path, error) from error
 
     def lock(self) -> None:
         """Hold the folder until :meth:`unlock` or the end of the process; raises RunError if another process does."""
         try:
             file = (self.path / ".lock").open("w")
         except OSError as error:
-            raise _disk_error(self.path / ".lock", error) from error
+            raise disk_error(self.path / ".lock", error) from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -214,7 +171,7 @@ class RunDir:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise _disk_error(self.metrics, error) from error
+            raise disk_error(self.metrics, error) from error
 
     def cut_metrics(self, epochs_done: int) -> None:
         """Keep the lines of the first ``epochs_done`` epochs, so that no epoch stands twice after a resume."""

@@ -17,11 +17,12 @@ from longtail.description import describe_run, summarize
 from longtail.device import resolve_device
 from longtail.errors import ConfigError, DivergedError, RunError
 from longtail.evaluate import Evaluation, EvaluationStoppedError, describe, evaluate, write_per_class, write_predictions
+from longtail.files import read_json, write_json
 from longtail.interrupts import locked, memory_errors, stop_signals
 from longtail.listeners import Listener, Silent
 from longtail.optim import build_optimizer, lr_at
 from longtail.rng import keyed_global_rng
-from longtail.rundir import Checkpoint, RunDir, read_json, write_json
+from longtail.rundir import Checkpoint, RunDir
 from longtail.starting import build_views, default_out, pin_threads, refuse_other_config, should_compile
 from longtail.state import RunState, build_method, load_initial_weights, load_model, model_tensors, restore, snapshot
 

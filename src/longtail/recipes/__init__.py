@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from longtail.config import Config, build_config, merge, parse_assignments, read_config_file
+from longtail.config import Config, build_config
 from longtail.errors import ConfigError, unknown_name
+from longtail.layers import merge, parse_assignments, read_config_file
 from longtail.methods import METHODS
 from longtail.recipes.presets import PRESETS, TAU_OF_IMBALANCE, TUNED
 

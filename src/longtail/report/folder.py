@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longtail.errors import RunError
-from longtail.rundir import read_json
+from longtail.files import read_json
 
 GROUPS = ("many", "medium", "few")
 NEEDED = ("run.json", "config.yaml", "metrics.jsonl", "results.json", "per_class.csv")

@@ -21,12 +21,12 @@ from matplotlib.figure import Figure
 
 import longtail
 from longtail.errors import ResourceError, RunError
+from longtail.files import write_atomic
 from longtail.metrics import paired_bootstrap
 from longtail.report import findings
 from longtail.report.folder import GROUPS, FinishedRun, read_run
 from longtail.report.plots import accuracy_by_count, accuracy_by_rank, classes_per_column, learning_curves, png
 from longtail.report.style import GROUP_COLORS, LOOKS, Look
-from longtail.rundir import write_atomic
 
 CONFUSED_PAIRS = 8
 PHONE = "(max-width: 640px)"
