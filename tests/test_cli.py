@@ -3,6 +3,8 @@
 import io
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -522,3 +524,8 @@ def test_a_command_in_a_process_of_its_own_ends_with_its_code(launch: Launcher, 
     command = launch("methods")
     assert command.wait() == 0
     assert len(command.stdout.splitlines()) == len(METHODS)
+
+
+def test_the_package_runs_as_a_module() -> None:
+    ran = subprocess.run([sys.executable, "-m", "longtail", "--version"], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == f"longtail {longtail.__version__}"

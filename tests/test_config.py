@@ -410,9 +410,11 @@ def test_a_config_cannot_be_changed_once_made() -> None:
         config.optim.lr = 3.0  # type: ignore[misc]
 
 
-def test_a_data_path_is_absolute_so_that_the_config_holds_from_any_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("key", ["data.path", "init"])
+def test_a_path_is_absolute_so_that_the_config_holds_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert load_config("npz/ce", ["data.path=a.npz"]).data.path == str(tmp_path / "a.npz")
-    assert "data.path=" in refusal("npz/ce", "data.path=~nobody-of-this-name/a.npz").message
+    config = load_config("npz/ce", [f"{key}=a.npz"])
+    assert (config.data.path if key == "data.path" else config.init) == str(tmp_path / "a.npz")
+    assert f"{key}=" in refusal("npz/ce", f"{key}=~nobody-of-this-name/a.npz").message

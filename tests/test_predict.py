@@ -18,7 +18,7 @@ from longtail.predict import Model
 from longtail.rng import numpy_generator
 from longtail.rundir import RunDir
 from longtail.training import train
-from tiny import read_test_images, tiny_config
+from tiny import read_test_images, tiny_config, write_npz
 
 
 @pytest.fixture(scope="module")
@@ -141,15 +141,34 @@ def test_a_picture_with_palette_or_transparency_is_read_as_rgb(model: Model, tmp
         np.testing.assert_array_equal(model.predict([converted]), model.predict([converted.convert("RGB")]))
 
 
-@pytest.mark.parametrize(("height", "width"), [(16, 16), (5, 5), (20, 10), (10, 20), (8, 9), (1, 1)])
-def test_another_size_is_resized_once_and_antialiased(model: Model, height: int, width: int) -> None:
-    images = noise(3, height, width, 3)
+@pytest.mark.parametrize("side", [16, 5, 9, 1])
+def test_another_size_is_resized_once_and_antialiased(model: Model, side: int) -> None:
+    images = noise(3, side, side, 3)
     planes = torch.from_numpy(images).permute(0, 3, 1, 2).float()
     small = F.interpolate(planes, (8, 8), mode="bilinear", antialias=True, align_corners=False)
     expected = model.predict(small.round().clamp(0, 255).to(torch.uint8))
     np.testing.assert_array_equal(model.predict(images), expected)
     np.testing.assert_array_equal(model.predict(list(images)), expected)
     np.testing.assert_array_equal(model.predict([Image.fromarray(image) for image in images]), expected)
+
+
+def test_of_a_wide_image_the_middle_is_taken(model: Model) -> None:
+    images = noise(3, 8, 12, 3)
+    np.testing.assert_array_equal(model.predict(images), model.predict(images[:, :, 2:10]))
+    np.testing.assert_array_equal(model.predict(list(images)), model.predict(images[:, :, 2:10]))
+    tall = noise(3, 13, 8, 3)
+    np.testing.assert_array_equal(model.predict(tall), model.predict(tall[:, 2:10]))
+
+
+def test_images_of_the_source_are_resized_as_in_training(tmp_path: Path) -> None:
+    data = write_npz(tmp_path / "data.npz", shape=(13, 20, 3))
+    train(tiny_config("ce", data, tmp_path / "run", data={"size": 8}))
+    probabilities = longtail.load(tmp_path / "run").predict(read_test_images(tmp_path / "run"))
+    with (tmp_path / "run" / "predictions.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [int(row["predicted"]) for row in table] == probabilities.argmax(axis=1).tolist()
+    stored = [float(row["probability"]) for row in table]
+    assert stored == pytest.approx(probabilities.max(axis=1).tolist(), abs=1e-6)
 
 
 def test_pictures_of_several_sizes_go_together(model: Model) -> None:

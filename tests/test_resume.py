@@ -61,8 +61,7 @@ Unbroken = Callable[[str], dict[str, Any]]
 # Stopped --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("step", range(1, STEPS + 1))
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("step", "workers"), [(1, 0), (2, 2), (3, 0), (3, 2), (4, 2), (5, 0), (6, 2)])
 def test_a_run_stopped_after_any_step_goes_on_as_if_nothing_had_been(
     tiny_npz: Path, tmp_path: Path, unbroken: Unbroken, step: int, workers: int
 ) -> None:
@@ -189,8 +188,9 @@ def test_a_stop_in_the_evaluations_of_a_run_that_selects_on_val_loses_nothing(
 # Killed ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("step", range(1, STEPS + 1))
-@pytest.mark.parametrize("minutes", [5.0, 1e-9])
+@pytest.mark.parametrize(
+    ("step", "minutes"), [(2, 5.0), (4, 5.0), (6, 5.0), *((step, 1e-9) for step in range(1, STEPS + 1))]
+)
 def test_a_run_killed_after_any_step_goes_on_from_its_last_checkpoint(
     tiny_npz: Path, tmp_path: Path, unbroken: Unbroken, step: int, minutes: float
 ) -> None:
@@ -461,7 +461,7 @@ def words_of(config: Config, *more: str) -> list[str]:
     return ["train", *assignments({name: value for name, value in config.plain().items() if value is not None}), *more]
 
 
-LONG: dict[str, Any] = {"optim": {"epochs": 8}}
+LONG: dict[str, Any] = {"optim": {"epochs": 6}}
 """Long enough to be hit in the middle."""
 
 OFTEN: dict[str, Any] = {"run": {"checkpoint_minutes": 1e-9}}

@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 import longtail
+import longtail.starting as starting
 import longtail.training as training
 from longtail.api import Run
 from longtail.config import NUMBERS_VERSION, Config
@@ -23,6 +25,7 @@ from longtail.data.npz import load_npz
 from longtail.errors import ConfigError, DataError, DivergedError, ResourceError, RunError
 from longtail.recipes import load_config
 from longtail.rundir import RunDir
+from longtail.state import RunState
 from longtail.training import train
 from tiny import COUNTS, STEPS, At, KilledError, Recorder, files_of, outcome, tiny_config, write_npz
 
@@ -298,16 +301,26 @@ def test_the_network_learns_what_the_color_tells(tmp_path: Path) -> None:
     assert results["last"]["balanced_accuracy"] >= 0.9
 
 
+def test_the_rate_of_the_schedule_is_the_one_that_moves_the_weights(tiny_npz: Path, tmp_path: Path) -> None:
+    """After a milestone that takes the rate to nothing the weights stand still, but for the statistics."""
+    optim = {"schedule": "step", "warmup_epochs": 0, "milestones": [1], "decay": 1e-30, "lr": 0.1}
+    train(tiny_config("bcl", tiny_npz, tmp_path / "run", optim=optim))
+    before, after = (load_file(tmp_path / "run" / "checkpoints" / f"step-{step}.safetensors") for step in (3, 6))
+    moved = {name for name in before if name.startswith("model/") and not torch.equal(before[name], after[name])}
+    assert moved
+    assert all("running_" in name or "num_batches" in name for name in moved)
+
+
 # Splits ---------------------------------------------------------------------------------------------------------------
 
 
 def test_val_selects_and_test_is_reported(tmp_path: Path) -> None:
-    data = write_npz(tmp_path / "data.npz", val=2)
-    results = train(tiny_config("ce", data, tmp_path / "run"))
+    data = write_npz(tmp_path / "data.npz", val=5, test=4)
+    results = train(tiny_config("ce", data, tmp_path / "run", optim={"lr": 0.3}))
     run = RunDir(tmp_path / "run")
     assert results["evaluated_on"] == "test"
     assert results["best"]["selected_on"] == "val"
-    assert results["test_counts"] == [3, 3, 3, 3]
+    assert results["test_counts"] == [4, 4, 4, 4]
     assert {row["evaluated_on"] for row in run.read_metrics()} == {"val"}
     model = longtail.load(run.path, which="best")
     test = load_npz(data).test
@@ -316,6 +329,18 @@ def test_val_selects_and_test_is_reported(tmp_path: Path) -> None:
     assert results["best"]["top1"] == pytest.approx(float((predicted == test.labels.numpy()).mean()))
     predicted = longtail.load(run.path).predict(test.images).argmax(axis=1)
     assert results["last"]["top1"] == pytest.approx(float((predicted == test.labels.numpy()).mean()))
+    val = load_npz(data).val
+    assert val is not None
+    for row, which in ((run.read_metrics()[-1], "last"), (run.read_metrics()[results["best"]["epoch"]], "best")):
+        predicted = longtail.load(run.path, which=which).predict(val.images).argmax(axis=1)
+        assert row["top1"] == pytest.approx(float((predicted == val.labels.numpy()).mean()))
+
+
+def test_of_equally_good_epochs_the_first_is_the_best() -> None:
+    state = RunState()
+    improved = [state.improves(epoch, {"balanced_accuracy": score}) for epoch, score in enumerate((0.0, 0.5, 0.5, 0.4))]
+    assert improved == [True, True, False, False]
+    assert (state.best_epoch, state.best_numbers) == (1, {"balanced_accuracy": 0.5})
 
 
 def test_what_is_kept_for_val_is_not_trained_on(tiny_npz: Path, tmp_path: Path) -> None:
@@ -341,6 +366,15 @@ def test_a_tail_is_cut_by_the_imbalance(tmp_path: Path) -> None:
 
 
 # Refusals -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_size_that_the_refusal_of_wide_images_names_can_be_trained_on(tmp_path: Path) -> None:
+    data = write_npz(tmp_path / "data.npz", shape=(8, 10, 3))
+    with pytest.raises(DataError) as caught:
+        train(tiny_config("ce", data, tmp_path / "run"))
+    assert str(caught.value.hint).startswith("data.size=8 ")
+    train(tiny_config("ce", data, tmp_path / "run", data={"size": 8}))
+    assert longtail.load(tmp_path / "run").size == 8
 
 
 def test_an_existing_run_is_refused_and_left_as_it_is(finished_run: Run) -> None:
@@ -503,6 +537,37 @@ def test_another_error_in_a_step_is_not_taken_for_memory(
         train(tiny_config("ce", tiny_npz, tmp_path / "run"))
 
 
+@pytest.mark.parametrize(
+    ("asked", "compiler", "recorded", "long", "expected"),
+    [
+        ("auto", "g++", None, True, True),
+        ("auto", "g++", None, False, False),
+        ("auto", None, None, True, False),
+        ("auto", "g++", True, False, True),
+        ("auto", "g++", False, True, False),
+        ("auto", None, True, True, False),
+        (True, "g++", None, False, True),
+        (False, "g++", None, True, False),
+        (True, "g++", False, False, True),
+    ],
+)
+def test_the_network_is_compiled_where_it_pays_and_as_it_was_before_a_resume(
+    monkeypatch: pytest.MonkeyPatch, asked: Any, compiler: str | None, recorded: bool | None, long: bool, expected: bool
+) -> None:
+    monkeypatch.setattr(starting, "cpu_compiler", lambda: compiler)
+    config = load_config("scenes/ce", {"run": {"compile": asked}})
+    described = {} if recorded is None else {"compiled": recorded}
+    passes, watched = starting.COMPILE_PAYS_FROM - (not long), Recorder()
+    assert starting.should_compile(config, torch.device("cpu"), passes, described, watched) == expected
+    assert bool(watched.messages) == (recorded is True and compiler is None)
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(starting, "cpu_compiler", lambda: None)
+    with pytest.raises(ConfigError, match="needs a C"):
+        starting.should_compile(load_config("scenes/ce", ["run.compile=true"]), torch.device("cpu"), 1, {}, Recorder())
+
+
 def test_signals_are_given_back_after_a_run(tiny_npz: Path, tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     train(tiny_config("ce", tiny_npz, tmp_path / "run"))
@@ -547,8 +612,6 @@ def test_weights_that_cannot_be_used_are_refused_before_anything_is_written(
     elif kind == "pickle":
         torch.save({"network.classifier.weight": torch.zeros(4, 64)}, source)
     elif kind == "other tensors":
-        from safetensors.torch import save_file
-
         save_file({"network.classifier.weight": torch.zeros(5, 64)}, source)
     with pytest.raises(RunError, match="source"):
         train(tiny_config("ce", tiny_npz, tmp_path / "runs" / "run", init=str(source)))

@@ -20,7 +20,7 @@ from longtail.errors import ConfigError, nearest, unknown_name
 from longtail.methods import METHODS
 from longtail.models import BACKBONES
 from longtail.models.network import ModelSettings
-from longtail.settings import Settings, Time, resolve_time
+from longtail.settings import AbsolutePath, Settings, Time, resolve_time
 
 NUMBERS_VERSION = 1
 """Raised by every change that moves numbers; rows of different versions are never averaged."""
@@ -108,7 +108,7 @@ class Config(Settings):
 
     seed: int = Field(0, ge=0, lt=2**31)
     out: str | None = None
-    init: str | None = None
+    init: AbsolutePath | None = None
     data: DataSettings
     views: ViewSettings = ViewSettings()
     model: ModelSettings = ModelSettings()

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from longtail.config import Config, build_config
+from longtail.data.arrays import middle_square
 from longtail.data.views import build_view
 from longtail.device import resolve_device
 from longtail.errors import ConfigError, DataError, RunError
@@ -42,8 +42,8 @@ class Model:
         method adjusts its logits.
 
         ``images``: uint8 (N, H, W, 3), (N, 3, H, W) or (N, H, W), floats in [0, 1] of those shapes, or a list of PIL
-        images or paths. Another size is resized bilinearly (antialiased) to that of the training images. Raises
-        DataError for anything else.
+        images or paths. Another size is brought to that of the training images as ``data.size`` would: the short side
+        by antialiased bilinear, then the center. Raises DataError for anything else.
         """
         device = next(self.method.parameters()).device
         stacked = as_uint8(images, self.size).to(device)
@@ -82,8 +82,8 @@ def as_uint8(images: Images, size: int) -> Tensor:
     if isinstance(images, list | tuple):
         if not images:
             raise DataError("There are no images to predict.")
-        return torch.cat([_resized(_planes(_one(image)), size) for image in images])
-    return _resized(_planes(images), size)
+        return torch.cat([middle_square(_planes(_one(image)), size) for image in images])
+    return middle_square(_planes(images), size)
 
 
 def _planes(images: Any) -> Tensor:
@@ -138,10 +138,3 @@ def _one(image: Any) -> Tensor:
     if array.ndim not in (2, 3):
         raise DataError(f"An image in a list must be (H, W), (H, W, 3) or (3, H, W), not {tuple(array.shape)}.")
     return array[None]
-
-
-def _resized(images: Tensor, size: int) -> Tensor:
-    if images.shape[-2:] == (size, size):
-        return images.contiguous()
-    scaled = F.interpolate(images.float(), (size, size), mode="bilinear", antialias=True, align_corners=False)
-    return scaled.round().clamp(0, 255).to(torch.uint8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
@@ -12,6 +13,17 @@ class Settings(BaseModel):
     """Settings that refuse unknown keys and cannot change once made."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
+
+
+def _from_anywhere(value: str) -> str:
+    try:
+        return str(Path(value).expanduser().absolute())
+    except RuntimeError as error:  # ~NAME of nobody
+        raise ValueError(str(error).rstrip(".")) from None
+
+
+AbsolutePath = Annotated[str, AfterValidator(_from_anywhere)]
+"""A path that is made absolute, so that a run's config.yaml repeats it from any working directory."""
 
 
 def _check_time(value: int | float) -> int | float:

@@ -69,7 +69,7 @@ def build_views(config: Config, data: Prepared) -> dict[str, View]:
     if height != size:
         raise DataError(
             f"The images of {data.name} are {height} x {size} pixels; only square ones can be trained on.",
-            hint="Crop or pad them to a square first.",
+            hint=f"data.size={max(8, min(height, size))} takes the square in the middle.",
         )
     names = {**config.views.model_dump(), "plain": "plain"}
     return {role: build_view(name, size, data.mean, data.std) for role, name in names.items()}

@@ -104,6 +104,11 @@ def loss_of(method: Method, progress: Progress, changed: str | int | None = None
     return forward(copy.deepcopy(method), batch, progress).loss.detach()
 
 
+def apart(point: str) -> Method:
+    """With batch-norm in evaluation a view counts only if it is used: in training it moves the others' statistics."""
+    return trained(point).eval()
+
+
 def forward(method: Method, batch: Batch, progress: Progress) -> StepOutput:
     with keyed_global_rng(progress.seed, "step", progress.step):
         return method(batch, progress)
@@ -202,7 +207,7 @@ def test_what_it_needs_exists(point: str) -> None:
 @every_point
 def test_every_view_it_declares_changes_the_loss(point: str) -> None:
     """A view that is made and not used costs time and says nothing."""
-    method = build(point)
+    method = apart(point)
     for progress in both_kinds(point):
         loss = loss_of(method, progress)
         for number in range(len(method.needs.views)):
@@ -210,15 +215,29 @@ def test_every_view_it_declares_changes_the_loss(point: str) -> None:
 
 
 @every_point
+def test_every_image_of_every_view_and_of_the_partner_gets_a_gradient(point: str) -> None:
+    method = apart(point)
+    for progress in both_kinds(point):
+        batch = batch_for(method, progress)
+        given = [*batch.views, *(batch.partner.views if batch.partner is not None else ())]
+        for view in given:
+            view.requires_grad_()
+        forward(method, batch, progress).loss.backward()
+        for number, view in enumerate(given):
+            assert view.grad is not None, f"view {number} is not used"
+            assert bool((view.grad.abs().amax(dim=(1, 2, 3)) > 0).all()), f"view {number} is not used for all images"
+
+
+@every_point
 def test_the_labels_change_the_loss(point: str) -> None:
-    method = build(point)
+    method = apart(point)
     for progress in both_kinds(point):
         assert not torch.equal(loss_of(method, progress, changed="labels"), loss_of(method, progress))
 
 
 @every_point
 def test_a_partner_changes_the_loss_by_its_pixels_and_its_labels(point: str) -> None:
-    method, progress = build(point), step_of(point, True)
+    method, progress = apart(point), step_of(point, True)
     assert (progress is not None) == bool(method.needs.partner_views), "a declared partner is used in some step"
     if progress is not None:
         loss = loss_of(method, progress)

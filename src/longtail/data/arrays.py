@@ -110,21 +110,36 @@ def resize(source: Source, size: int) -> Source:
     )
 
 
-def _resized(part: ImageSet, size: int) -> ImageSet:
-    height, width = part.images.shape[2:]
-    scale = size / min(height, width)
-    shape = (max(size, round(height * scale)), max(size, round(width * scale)))
-    rows, columns = ((side - size) // 2 for side in shape)
-    window = (..., slice(rows, rows + size), slice(columns, columns + size))
+def middle_square(images: Tensor, size: int) -> Tensor:
+    """uint8 images (N, 3, H, W) as (N, 3, size, size): the short side by antialiased bilinear, then the center."""
+    height, width = images.shape[2:]
+    if (height, width) == (size, size):
+        return images.contiguous()
+    shape, window = _fitting(height, width, size)
 
     def pixels(chunk: Tensor) -> Tensor:
         scaled = F.interpolate(chunk.float(), shape, mode="bilinear", antialias=True, align_corners=False)
         return scaled[window].round().clamp(0, 255).to(torch.uint8)
 
+    return torch.cat([pixels(chunk) for chunk in torch.split(images, _CHUNK)])
+
+
+def _fitting(height: int, width: int, size: int) -> tuple[tuple[int, int], tuple[Any, ...]]:
+    """The shape to scale to so that the short side is ``size``, and the middle window of it."""
+    scale = size / min(height, width)
+    shape = (max(size, round(height * scale)), max(size, round(width * scale)))
+    rows, columns = ((side - size) // 2 for side in shape)
+    return shape, (..., slice(rows, rows + size), slice(columns, columns + size))
+
+
+def _resized(part: ImageSet, size: int) -> ImageSet:
+    height, width = part.images.shape[2:]
+    shape, window = _fitting(height, width, size)
+
     def mask(chunk: Tensor) -> Tensor:
         return F.interpolate(chunk[:, None].float(), shape, mode="nearest-exact")[window][:, 0] > 0.5
 
-    images = torch.cat([pixels(chunk) for chunk in torch.split(part.images, _CHUNK)])
+    images = middle_square(part.images, size)
     masks = None if part.masks is None else torch.cat([mask(chunk) for chunk in torch.split(part.masks, _CHUNK)])
     return ImageSet(images, part.labels, part.source_index, masks, part.backgrounds, part.ids)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator
 
 from longtail.errors import ConfigError
-from longtail.settings import Settings
+from longtail.settings import AbsolutePath, Settings
 
 DATA_NAMES = ("scenes", "cifar10", "cifar100", "fashion-mnist", "npz", "arrays")
 
@@ -21,7 +20,7 @@ class DataSettings(Settings):
 
     name: str
     """Which data set: one of the presets."""
-    path: str | None = None
+    path: AbsolutePath | None = None
     """The file or folder with the images."""
     imbalance: float | None = Field(None, ge=1)
     """Images of the largest over those of the smallest class, to be cut; null keeps what is there."""
@@ -39,15 +38,6 @@ class DataSettings(Settings):
     """Fetch the data set into data.path if it is not there."""
     allow_empty: bool = False
     """Accept classes without a training image."""
-
-    @field_validator("path")
-    @classmethod
-    def _from_anywhere(cls, value: str | None) -> str | None:
-        # A run's config.yaml repeats it from any working directory.
-        try:
-            return None if value is None else str(Path(value).expanduser().absolute())
-        except RuntimeError as error:  # ~NAME of nobody
-            raise ValueError(str(error).rstrip(".")) from None
 
     @field_validator("groups")
     @classmethod
