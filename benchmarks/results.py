@@ -20,6 +20,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
 PAGE = ROOT / "docs" / "results.md"
+SPEED = RESULTS / "speed" / "throughput.json"
 KEPT = ("results.json", "per_class.csv", "metrics.jsonl")
 
 INTRODUCTION = """# Results
@@ -117,10 +118,39 @@ def page() -> str:
     parts = [INTRODUCTION]
     for study in sorted(path for path in RESULTS.iterdir() if path.is_dir()) if RESULTS.is_dir() else []:
         runs = [read(path.parent) for path in sorted(study.glob("*/results.json"))]
+        if not runs:
+            continue
         about = study / "README.md"
         title = about.read_text().strip() if about.is_file() else f"## {study.name}"
         parts.append("\n".join([title, "", *study_table(study.name, runs)]) + "\n")
+    if SPEED.is_file():
+        parts.append("\n".join(speed_table(json.loads(SPEED.read_text()))) + "\n")
     return "\n".join(parts)
+
+
+def speed_table(measured: dict[str, Any]) -> list[str]:
+    """What `make bench` saved, and on what machine."""
+    machine = measured["machine"]
+    lines = [
+        "## Speed",
+        "",
+        "`make bench` (the last column: steps timed): the real step of `longtail train` on images of CIFAR's size",
+        "(ResNet-32, batch 256) beside forward and backward of the bare network over as many images, in the fastest of",
+        "eager, channels-last and compiled. The two alternate in one run; medians.",
+        f"{machine['system']} {machine['processor']}, {machine['cores']} cores of a shared machine,",
+        f"{machine['threads']} threads, PyTorch {machine['torch']}: the ratios carry over, the rates do not.",
+        "",
+        "| method | images a step | step, images/s | bare, images/s | step over bare | making the batch | steps |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for method, row in measured.items():
+        if method != "machine":
+            lines.append(
+                f"| {method} | {row['images_per_step']} | {row['images_per_s']} | {row['bare_images_per_s']} "
+                f"({row['bare_variant']}) | {row['ratio']:.3f} | {100 * row['augment_share']:.1f} % of the step | "
+                f"{row['steps_timed']} |"
+            )
+    return lines
 
 
 def main() -> None:
