@@ -5,9 +5,11 @@ from __future__ import annotations
 import abc
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from longtail.data.batch import Batch, DataNeeds, Progress
+from longtail.models.network import Network
 
 __all__ = ["Batch", "DataNeeds", "Method", "Progress", "StepOutput"]
 
@@ -21,21 +23,23 @@ class StepOutput:
 
 
 class Method(nn.Module, abc.ABC):
-    """A way to train: ``forward(batch, at)`` gives the loss, ``logits(images)`` what is evaluated."""
+    """A way to train a ``network``: ``forward(batch, at)`` gives the loss, ``logits(images)`` what is evaluated."""
 
     needs: DataNeeds
+    network: Network
 
     @abc.abstractmethod
     def forward(self, batch: Batch, at: Progress) -> StepOutput:
         """The loss of one step."""
 
-    @abc.abstractmethod
     def logits(self, images: Tensor) -> Tensor:
         """Normalized images (B, 3, H, W) to logits (B, C) without the training offset."""
+        return self.network.logits(images)
 
     def needs_partner(self, at: Progress) -> bool:
         """Whether this step uses a partner batch; where it does not, none is made."""
         return bool(self.needs.partner_views)
 
     def compile_for(self, batch: int, size: int) -> None:
-        """Compile the network for full training batches of ``batch`` images of ``size`` pixels (default: nothing)."""
+        """Compile the network for full training batches of ``batch`` images of ``size`` pixels, all views stacked."""
+        self.network.compile_for(torch.Size((len(self.needs.views) * batch, 3, size, size)))

@@ -88,12 +88,6 @@ class ConCutMix(Method):
         """Labels of mixed batches are rectified after epoch ``rectify_start`` (start 10 of 20: epochs 11..19)."""
         return at.epoch > resolve_time(self.settings.rectify_start, at.epochs)
 
-    def compile_for(self, batch: int, size: int) -> None:
-        self.network.compile_for(torch.Size((len(self.needs.views) * batch, 3, size, size)))
-
-    def logits(self, images: Tensor) -> Tensor:
-        return self.network.logits(images)
-
     def forward(self, batch: Batch, at: Progress) -> StepOutput:
         own, images = self.settings, batch.target.shape[0]
         assert own.omega is not None, "filled in by with_classes"

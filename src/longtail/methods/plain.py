@@ -83,12 +83,6 @@ class Plain(Method):
     def needs_partner(self, at: Progress) -> bool:
         return self.mixing.wants_partner(at)
 
-    def compile_for(self, batch: int, size: int) -> None:
-        self.network.compile_for(torch.Size((len(self.needs.views) * batch, 3, size, size)))
-
-    def logits(self, images: Tensor) -> Tensor:
-        return self.network.logits(images)
-
     def forward(self, batch: Batch, at: Progress) -> StepOutput:
         images = batch.target.shape[0]
         mixed = self.mixing(batch.views[0], soft_target(batch.target, self.classes), batch.partner, at)
