@@ -146,16 +146,22 @@ class LiveTable(Lines):
 
 
 def results_table(results: list[Mapping[str, Any]]) -> Table:
-    """Finished runs side by side, last epoch and best epoch apart, in percent."""
+    """Finished runs side by side, last epoch and best epoch apart, in percent.
+
+    Where a group of any run is empty, the thirds of the classes by rank stand beside the groups.
+    """
     table = Table(box=None, pad_edge=False, title="top-1 and groups in %", title_justify="left")
-    for name in ("run", "weights", "on", "top-1", "many", "medium", "few", "worst tenth"):
-        table.add_column(name, justify="left" if name in ("run", "weights", "on") else "right")
+    thirds = ["head", "middle", "tail"] if any("thirds" in result["last"] for result in results) else []
+    for name in ("run", "weights", "on", "top-1", "many", "medium", "few", *thirds, "worst tenth"):
+        table.add_column(name, justify="left" if name in ("run", "weights", "on") else "right", no_wrap=True)
     for result in results:
         name = f"{result['dataset']}/{result['method']}, seed {result['seed']}"
         last, best = result["last"], result["best"]
         weights = (f"last (epoch {last['epoch']})", f"best (epoch {best['epoch']}), selected on {best['selected_on']}")
         for numbers, said in zip((last, best), weights, strict=True):
-            values = (percent(numbers[name]) for name in ("top1", "many", "medium", "few", "worst_tenth"))
+            values = [percent(numbers[name]) for name in ("top1", "many", "medium", "few")]
+            values += [percent(numbers.get("thirds", {}).get(name)) for name in thirds]
+            values.append(percent(numbers["worst_tenth"]))
             table.add_row(name if numbers is last else "", said, str(result["evaluated_on"]), *values)
     return table
 
