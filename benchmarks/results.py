@@ -1,6 +1,7 @@
 """Keep the small files of finished runs under results/, and make docs/results.md from them.
 
 python benchmarks/results.py collect STUDY RUN...
+python benchmarks/results.py speed            (what make bench saved)
 python benchmarks/results.py table            (make results)
 """
 
@@ -46,11 +47,14 @@ def collect(study: str, runs: Iterable[Path]) -> None:
         if config["data"]["path"]:
             config["data"]["path"] = Path(config["data"]["path"]).name
         (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-        words = []
-        for word in shlex.split(described["command"]):
+        words: list[str] = []
+        given = shlex.split(described["command"])
+        for before, word in zip(["", *given], given, strict=False):
+            if "--out" in (before, word):
+                continue
             if word.startswith("data.path="):
                 word = f"data.path={Path(word.removeprefix('data.path=')).name}"
-            if not word.startswith(("out=", "--out=", "--resume", "--overwrite")):
+            if not word.startswith(("out=", "--out=", "--resume", "--overwrite", "--debug")):
                 words.append(word)
         (folder / "command.txt").write_text(shlex.join(words) + "\n")
         about = {name: described[name] for name in ("versions", "threads", "compiled")}
@@ -158,6 +162,9 @@ def main() -> None:
     words = sys.argv[1:] or ["table"]
     if words[0] == "collect" and len(words) > 2:
         collect(words[1], map(Path, words[2:]))
+    elif words == ["speed"]:
+        SPEED.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / "runs" / "bench" / "throughput.json", SPEED)
     elif words != ["table"]:
         sys.exit(__doc__)
     PAGE.write_text(page())

@@ -149,7 +149,7 @@ def main() -> None:
     """Print a line a method and save all of it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("methods", nargs="*", default=METHODS)
-    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=30)
     arguments = parser.parse_args()
     logging.getLogger("torch").setLevel(logging.ERROR)
     found: dict[str, Any] = {

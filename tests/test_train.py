@@ -555,16 +555,31 @@ def test_the_network_is_compiled_where_it_pays_and_as_it_was_before_a_resume(
     monkeypatch: pytest.MonkeyPatch, asked: Any, compiler: str | None, recorded: bool | None, long: bool, expected: bool
 ) -> None:
     monkeypatch.setattr(starting, "cpu_compiler", lambda: compiler)
+    monkeypatch.setattr(torch, "compile", lambda function, **settings: function)
     config = load_config("scenes/ce", {"run": {"compile": asked}})
     described = {} if recorded is None else {"compiled": recorded}
     passes, watched = starting.COMPILE_PAYS_FROM - (not long), Recorder()
     assert starting.should_compile(config, torch.device("cpu"), passes, described, watched) == expected
-    assert bool(watched.messages) == (recorded is True and compiler is None)
+    assert any("no C++ compiler" in message for message in watched.messages) == (compiler is None)
+    assert any("not bit-exact" in message for message in watched.messages) == (recorded is True and compiler is None)
+
+
+def test_a_compiler_that_fails_is_found_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*given: Any, **settings: Any) -> None:
+        raise RuntimeError("Python.h: No such file\nand a long tail")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    monkeypatch.setattr(starting, "cpu_compiler", lambda: "g++")
+    watched, many = Recorder(), starting.COMPILE_PAYS_FROM
+    assert not starting.should_compile(load_config("scenes/ce"), torch.device("cpu"), many, {}, watched)
+    assert watched.messages == ["The network is not compiled: RuntimeError: Python.h: No such file"]
+    with pytest.raises(ConfigError, match=r"Python\.h"):
+        starting.should_compile(load_config("scenes/ce", ["run.compile=true"]), torch.device("cpu"), 1, {}, Recorder())
 
 
 def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(starting, "cpu_compiler", lambda: None)
-    with pytest.raises(ConfigError, match="needs a C"):
+    with pytest.raises(ConfigError, match=r"no C\+\+ compiler"):
         starting.should_compile(load_config("scenes/ce", ["run.compile=true"]), torch.device("cpu"), 1, {}, Recorder())
 
 

@@ -134,8 +134,8 @@ def outcome(out: Path) -> dict[str, Any]:
     for row in rows:
         row.pop("img_per_s")
     described = run.description()
-    for name in ("command", "timings"):
-        described.pop(name)
+    for name in ("command", "resumed_with", "timings"):
+        described.pop(name, None)
     return {
         "last": digest(last),
         "best": digest(best),

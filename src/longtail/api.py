@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longtail.config import build_config
 from longtail.data.images import Source
 from longtail.data.open import open_data
 from longtail.data.prepare import Prepared
@@ -17,13 +16,13 @@ from longtail.errors import ConfigError, DataError
 from longtail.evaluate import Evaluation, evaluate
 from longtail.files import read_json
 from longtail.interrupts import stop_signals
-from longtail.layers import merge
 from longtail.listeners import Listener, Silent
 from longtail.predict import load
 from longtail.recipes import load_config
 from longtail.report.page import write_report
 from longtail.rundir import RunDir
 from longtail.starting import default_out, pin_threads
+from longtail.state import stored_config
 from longtail.training import train as train_config
 
 if TYPE_CHECKING:
@@ -125,7 +124,7 @@ def evaluate_run(
                 )
     folder = RunDir(run)
     described = folder.description()
-    config = build_config(merge(folder.read_config(), settings))
+    config = stored_config(folder, settings)
     pin_threads(config, described, Silent())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -70,7 +70,11 @@ class OptimSettings(Settings):
 
 
 class RunSettings(Settings):
-    """``run.*``: how it is computed; nothing here may move the result (the thread count, by summation order, does)."""
+    """``run.*``: how it is computed.
+
+    Weights depend on it by the order of sums alone: ``threads``, ``compile`` and ``device`` move the last bits.
+    ``evaluate_every`` decides which epochs the best one is chosen from.
+    """
 
     device: str = "auto"
     """auto, cpu, cuda or mps."""

@@ -31,3 +31,8 @@ def resolve_device(name: str) -> torch.device:
 def cpu_compiler() -> str | None:
     """The C++ compiler that torch.compile needs on a CPU, or None."""
     return shutil.which(os.environ.get("CXX", "")) or next(filter(None, map(shutil.which, ("g++", "clang++"))), None)
+
+
+def worth_compiling(device: torch.device) -> bool:
+    """Where torch.compile is known to be faster, or made for: elsewhere only ``run.compile=true`` compiles."""
+    return device.type in ("cpu", "cuda")

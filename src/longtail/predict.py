@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from longtail.config import Config, build_config
+from longtail.config import Config
 from longtail.data.arrays import middle_square
 from longtail.data.views import build_view
 from longtail.device import resolve_device
@@ -21,7 +21,7 @@ from longtail.errors import ConfigError, DataError, RunError
 from longtail.evaluate import predict_probabilities
 from longtail.methods import Method
 from longtail.rundir import RunDir
-from longtail.state import build_method, load_model, model_part
+from longtail.state import build_method, load_model, model_part, stored_config
 
 Images = NDArray[Any] | Tensor | Sequence[Any]
 
@@ -61,7 +61,7 @@ def load(run: str | Path, which: str = "last", device: str = "auto") -> Model:
         raise ConfigError(f"which={which!r}: there are 'last' and 'best'.")
     folder = RunDir(run)
     described = folder.description()
-    config = build_config(folder.read_config())
+    config = stored_config(folder)
     if which == "best":
         tensors = dict(folder.load_best().tensors)
     else:

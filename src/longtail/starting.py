@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 
-from longtail.config import Config, build_config, differences
+from longtail.config import Config, differences
 from longtail.data.prepare import Prepared
 from longtail.data.views import View, build_view
-from longtail.device import cpu_compiler
+from longtail.device import cpu_compiler, worth_compiling
 from longtail.errors import ConfigError, DataError
 from longtail.listeners import Listener
 from longtail.rundir import RunDir
+from longtail.state import stored_config
 
 COMPILE_PAYS_FROM = 200_000
 """Images through the network in training. A ResNet-32 at 32 pixels takes 15 to 40 s to compile on 2 cores and is then
@@ -27,7 +28,7 @@ def default_out(config: Config) -> str:
 
 def refuse_other_config(config: Config, run: RunDir) -> None:
     """Raise ConfigError naming the keys in which the folder's config differs."""
-    stored = build_config(run.read_config())
+    stored = stored_config(run)
     keys = differences(stored, config)
     if keys:
         raise ConfigError(
@@ -49,18 +50,37 @@ def pin_threads(config: Config, described: Mapping[str, Any], listener: Listener
 def should_compile(
     config: Config, device: torch.device, image_passes: int, described: Mapping[str, Any], listener: Listener
 ) -> bool:
-    """Whether the backbone is compiled: a resumed run keeps what it had; ``auto`` asks whether it can pay."""
-    possible = device.type != "cpu" or cpu_compiler() is not None
-    recorded = described.get("compiled")
-    if recorded is not None and config.run.compile == "auto":
-        if recorded and not possible:
-            listener.said("The C++ compiler that this run was compiled with is gone: going on eagerly, not bit-exact.")
-        return bool(recorded) and possible
-    if config.run.compile == "auto":
-        return possible and image_passes >= COMPILE_PAYS_FROM
-    if config.run.compile and not possible:
-        raise ConfigError("run.compile=true needs a C++ compiler (g++ or clang++), and there is none.")
-    return bool(config.run.compile)
+    """Whether the backbone is compiled: a resumed run keeps what it had; ``auto`` asks whether it can pay.
+
+    Where it is wanted, a small function is compiled first: a compiler without Python's headers, or a cache that cannot
+    be written, is found here and not in the first step. ``auto`` then goes on eagerly and says so; ``true`` raises
+    ConfigError.
+    """
+    recorded, asked = described.get("compiled"), config.run.compile
+    if asked == "auto":
+        pays = worth_compiling(device) and image_passes >= COMPILE_PAYS_FROM
+        wanted = pays if recorded is None else bool(recorded)
+    else:
+        wanted = asked
+    reason = why_not_compiled(device) if wanted else None
+    if not wanted or reason is None:
+        return wanted
+    if asked is True:
+        raise ConfigError(f"run.compile=true cannot be had here: {reason}", hint="Leave run.compile out.")
+    exact = ", which is not bit-exact with how the run began" if recorded else ""
+    listener.said(f"The network is not compiled{exact}: {reason}")
+    return False
+
+
+def why_not_compiled(device: torch.device) -> str | None:
+    """What keeps ``torch.compile`` from working here, in a line, or None: it compiles a small function to find out."""
+    if device.type == "cpu" and cpu_compiler() is None:
+        return "there is no C++ compiler (g++ or clang++)"
+    try:
+        torch.compile(lambda values: (values.sin() + 1).sum(), dynamic=False)(torch.ones(8, device=device))
+    except Exception as error:  # whatever a foreign compiler raises
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+    return None
 
 
 def build_views(config: Config, data: Prepared) -> dict[str, View]:

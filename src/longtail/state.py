@@ -12,8 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from longtail.config import Config
-from longtail.errors import DivergedError, RunError
+from longtail.config import Config, build_config
+from longtail.errors import ConfigError, DivergedError, RunError
+from longtail.layers import merge
 from longtail.methods import METHODS, Method
 from longtail.rundir import Checkpoint, RunDir
 
@@ -63,6 +64,17 @@ def build_method(config: Config, counts: Sequence[int], size: int) -> Method:
     """The method of a config for classes with these training counts and images of ``size`` pixels."""
     entry = METHODS[config.method_name]
     return entry.build(config.method, config.model, list(counts), size=size, seed=config.seed)
+
+
+def stored_config(run: RunDir, moved: Mapping[str, Any] | None = None) -> Config:
+    """The Config of a run folder, with the settings in ``moved`` laid over it; RunError where its file is not one."""
+    values = run.read_config()
+    try:
+        stored = build_config(values)
+    except ConfigError as error:
+        version = run.description().get("versions", {}).get("longtail", "an unknown version")
+        raise RunError(f"{run.path}/config.yaml (longtail {version}) is refused: {error}") from None
+    return build_config(merge(values, moved)) if moved else stored
 
 
 def model_tensors(method: Method) -> dict[str, Tensor]:

@@ -102,6 +102,8 @@ def train(
         run.cut_metrics(state.epochs_done)
         run.write_config(config.plain())
         about = describe_run(config, data, method, threads, compiled, command)
+        if resuming:
+            about |= {"command": described["command"], "resumed_with": about["command"]}
         run.update_description(**about, status="running", steps=steps)
         listener.started(config, data, steps, step)
         evaluation: Evaluation | None = None

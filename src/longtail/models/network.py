@@ -38,7 +38,7 @@ class Network(nn.Module):
     """Backbone h = f(x), classifier W h + b, and for contrastive methods u = g(h) and centers v_k = q(W_k).
 
     Each part is initialized from (seed, "init", its name) alone, so that adding a head does not move the backbone.
-    ``projection`` and ``center_head`` are None unless ``heads`` asks for them.
+    ``projection`` is None unless its sizes are given, ``center_head`` unless ``centers`` is set beside them.
     """
 
     def __init__(
