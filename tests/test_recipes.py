@@ -2,6 +2,7 @@
 
 import pytest
 
+from longtail.cli import main
 from longtail.methods import METHODS
 from longtail.recipes import load_config, recipe, recipe_names, recipe_source
 from longtail.recipes.presets import PRESETS, TAU_OF_IMBALANCE, TUNED
@@ -80,3 +81,13 @@ def test_a_recipe_handed_out_is_a_copy() -> None:
 def test_settings_of_one_method_do_not_leak_into_another() -> None:
     assert set(recipe("cifar100/ce")["method"]) == {"name"}
     assert load_config("cifar100/bcl").method.tau == 1.0  # type: ignore[attr-defined]
+
+
+def test_the_list_says_whose_numbers_a_recipe_has(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["recipes"])
+    assert stopped.value.code == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert "authors' program (tau is theirs" in lines["cifar100/concutmix"]
+    assert "ours (selected on val) (backbone" in lines["scenes/concutmix"]
+    assert lines["npz/ce"].endswith("untuned defaults")

@@ -142,12 +142,13 @@ def report(
 @app.command()
 def recipes() -> None:
     """List the recipes and where their numbers come from."""
-    from longtail.recipes import recipe_names, recipe_source
+    from longtail.recipes import recipe_names, recipe_note, recipe_source
 
     names = recipe_names()
     width = max(map(len, names))
     for name in names:
-        typer.echo(f"{name:<{width}}  {recipe_source(name)}")
+        note = recipe_note(name)
+        typer.echo(f"{name:<{width}}  {recipe_source(name)}" + (f" ({note})" if note else ""))
 
 
 @app.command()

@@ -12,7 +12,7 @@ from longtail.layers import merge, parse_assignments, read_config_file
 from longtail.methods import METHODS
 from longtail.recipes.presets import PRESETS, TAU_OF_IMBALANCE, TUNED
 
-__all__ = ["load_config", "recipe", "recipe_names", "recipe_source"]
+__all__ = ["load_config", "recipe", "recipe_names", "recipe_note", "recipe_source"]
 
 
 def recipe_names() -> list[str]:
@@ -23,6 +23,11 @@ def recipe_names() -> list[str]:
 def recipe_source(name: str) -> str:
     """Where the numbers of a recipe come from: paper, authors' program, ours (selected on val), untuned defaults."""
     return TUNED[name].source if name in TUNED else "untuned defaults"
+
+
+def recipe_note(name: str) -> str:
+    """What else is to be said of where a recipe's numbers come from; empty where there is nothing."""
+    return TUNED[name].note if name in TUNED else ""
 
 
 def recipe(name: str, imbalance: float | None = None) -> dict[str, Any]:
