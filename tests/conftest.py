@@ -26,6 +26,14 @@ settings.register_profile("longtail", deadline=None, derandomize=os.environ.get(
 settings.load_profile("longtail")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads or writes the cache of whoever runs it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LONGTAIL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def shared() -> Path:
     """The folder of reference vectors beside the checkout; without it a test is skipped, in CI it fails."""

@@ -127,3 +127,71 @@ def cutmix_mask(height: int, width: int, lam: float, row: int, column: int) -> l
         ]
         for y in range(height)
     ]
+
+
+def softplus(x: float) -> float:
+    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
+
+
+def log_odds(row: Sequence[float], k: int) -> float:
+    """z_k less the logarithm of the sum of all others' exponentials."""
+    others = [value for j, value in enumerate(row) if j != k]
+    top = max(others)
+    return row[k] - top - math.log(math.fsum(math.exp(value - top) for value in others))
+
+
+def weighted_mean(losses: Matrix, target: Sequence[int] | Matrix, weight: Sequence[float] | None) -> float:
+    """sum_ik w_k t_ik l_ik over sum_ik w_k t_ik (with weight) or over B (without)."""
+    numerator = denominator = 0.0
+    for row, given in zip(losses, target, strict=True):
+        for k, loss in enumerate(row):
+            share = float(k == given) if isinstance(given, int) else given[k]
+            w = 1.0 if weight is None else weight[k]
+            numerator += w * share * loss
+            denominator += w * share
+    return numerator / (len(losses) if weight is None else denominator)
+
+
+def focal(
+    logits: Matrix,
+    target: Sequence[int] | Matrix,
+    gamma: float,
+    offset: Sequence[float] | None = None,
+    weight: Sequence[float] | None = None,
+) -> float:
+    """(1 - p_k)^gamma * -log p_k for each class; 1 - p_k is summed over the others."""
+    losses = []
+    for row in logits:
+        shifted = [row[k] + (offset[k] if offset is not None else 0.0) for k in range(len(row))]
+        p = [math.exp(value) for value in log_softmax(shifted)]
+        odds = [log_odds(shifted, k) for k in range(len(row))]
+        rest = [math.fsum(p[j] for j in range(len(row)) if j != k) for k in range(len(row))]
+        losses.append([rest[k] ** gamma * softplus(-odds[k]) for k in range(len(row))])
+    return weighted_mean(losses, target, weight)
+
+
+def margin_cross_entropy(
+    logits: Matrix,
+    target: Sequence[int] | Matrix,
+    margins: Sequence[float],
+    offset: Sequence[float] | None = None,
+    weight: Sequence[float] | None = None,
+) -> float:
+    """For each class k, -log softmax_k of the logits of which that of k alone is lowered by its margin."""
+    losses = []
+    for row in logits:
+        shifted = [row[k] + (offset[k] if offset is not None else 0.0) for k in range(len(row))]
+        losses.append([softplus(margins[k] - log_odds(shifted, k)) for k in range(len(row))])
+    return weighted_mean(losses, target, weight)
+
+
+def class_balanced_weights(counts: Sequence[int], beta: float) -> list[float]:
+    """The effective number as the sum 1 + beta + ... + beta^(N - 1); a class without images has that of one."""
+    effective = [math.fsum(beta**i for i in range(max(n, 1))) for n in counts]
+    total = math.fsum(1 / e for e in effective)
+    return [len(counts) / e / total for e in effective]
+
+
+def ldam_margins(counts: Sequence[int], max_margin: float) -> list[float]:
+    roots = [1 / math.sqrt(math.sqrt(max(n, 1))) for n in counts]
+    return [max_margin * root / max(roots) for root in roots]

@@ -19,20 +19,22 @@ SOURCE = Path(longtail.__file__).parent
 
 LAYERS = [
     ["errors", "settings", "rng", "files", "layers"],
-    ["data", "models", "losses", "mixing", "metrics"],
+    ["data", "models", "losses", "mixing", "metrics", "saliency"],
     ["methods"],
     ["config", "device"],
     ["rundir", "optim", "recipes"],
     ["state", "evaluate", "interrupts", "listeners"],
+    ["detection"],
     ["starting", "description"],
     ["training", "predict", "report"],
     ["api", "display"],
+    ["study"],
     ["cli"],
     ["__main__"],
 ]
 """From the bottom: a module imports from its own layer and those before, never from a later one."""
 
-PARTS = ["data", "models", "losses", "mixing", "metrics"]
+PARTS = ["data", "models", "losses", "mixing", "metrics", "saliency"]
 
 
 def module_name(path: Path) -> str:

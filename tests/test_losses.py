@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import oracles
-from longtail.losses import cross_entropy, logit_adjustment
+from longtail.data.longtail import effective_number_probabilities
+from longtail.losses import (
+    class_balanced_weights,
+    cross_entropy,
+    focal_loss,
+    ldam_margins,
+    logit_adjustment,
+    margin_cross_entropy,
+)
 from longtail.rng import generator
 
 
@@ -194,6 +202,188 @@ def test_a_class_without_images_has_the_offset_of_one_image() -> None:
     ],
 )
 def test_counts_without_a_prior_are_refused_in_words(counts: list[float], says: str) -> None:
-    with pytest.raises(ValueError) as caught:
-        logit_adjustment(counts)
-    assert says in str(caught.value)
+    for derived in (logit_adjustment, ldam_margins, lambda n: class_balanced_weights(n, 0.9)):
+        with pytest.raises(ValueError) as caught:
+            derived(counts)
+        assert says in str(caught.value)
+
+
+# Focal loss and margins -----------------------------------------------------------------------------------------------
+
+MARGINS = torch.tensor([0.5, 1.0, 3.0, 7.0, 15.0], dtype=torch.float64)
+EXTREME = [[80.0, -80.0, 0.0], [80.0, 79.5, -80.0], [-80.0, -80.0, -80.0], [0.0, 1e-3, 80.0], [-80.0, 0.0, 20.0]]
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 10**6), st.integers(1, 9), st.integers(2, 7), st.booleans(), st.booleans(), st.booleans())
+def test_focal_and_margin_losses_are_the_slow_loops(
+    seed: int, size: int, classes: int, soft: bool, with_offset: bool, with_weight: bool
+) -> None:
+    logits, ids, shares = batch(seed, size, classes)
+    g = generator(seed, "vectors")
+    offset = torch.randn(classes, generator=g, dtype=torch.float64) if with_offset else None
+    weight = torch.rand(classes, generator=g, dtype=torch.float64) + 0.1 if with_weight else None
+    margins = 4 * torch.rand(classes, generator=g, dtype=torch.float64)
+    gamma = 3 * float(torch.rand((), generator=g))
+    target = shares if soft else ids
+    vectors = (None if offset is None else offset.tolist(), None if weight is None else weight.tolist())
+    slow_focal = oracles.focal(logits.tolist(), target.tolist(), gamma, *vectors)
+    slow_margin = oracles.margin_cross_entropy(logits.tolist(), target.tolist(), margins.tolist(), *vectors)
+    focal = focal_loss(logits, target, gamma=gamma, offset=offset, weight=weight)
+    margin = margin_cross_entropy(logits, target, margins=margins, offset=offset, weight=weight)
+    assert float(focal) == pytest.approx(slow_focal, rel=1e-11, abs=0)
+    assert float(margin) == pytest.approx(slow_margin, rel=1e-11, abs=0)
+
+
+@pytest.mark.parametrize("weight", [None, torch.tensor([0.2, 1.0, 3.0, 0.5, 2.0], dtype=torch.float64)])
+def test_gamma_zero_and_margins_zero_are_cross_entropy(weight: Tensor | None) -> None:
+    logits, ids, soft = batch(9, 16, 5)
+    offset = logit_adjustment([40, 20, 10, 5, 1])
+    for target in (ids, soft):
+        expected = cross_entropy(logits, target, offset=offset, weight=weight)
+        focal = focal_loss(logits, target, gamma=0, offset=offset, weight=weight)
+        margin = margin_cross_entropy(logits, target, margins=torch.zeros(5), offset=offset, weight=weight)
+        torch.testing.assert_close(focal, expected)
+        torch.testing.assert_close(margin, expected)
+
+
+def test_a_margin_is_taken_from_the_logit_of_the_label_alone() -> None:
+    logits, ids, _ = batch(10, 16, 5)
+    lowered = logits - F.one_hot(ids, 5) * MARGINS
+    torch.testing.assert_close(margin_cross_entropy(logits, ids, margins=MARGINS), cross_entropy(lowered, ids))
+
+
+def test_focal_loss_and_margins_of_one_hot_soft_targets_give_the_hard_value_and_gradient() -> None:
+    logits, ids, _ = batch(11, 16, 5)
+    weight = torch.tensor([0.2, 1.0, 3.0, 0.5, 2.0])
+    for loss in (
+        lambda x, t: focal_loss(x, t, gamma=1.5, weight=weight),
+        lambda x, t: margin_cross_entropy(x, t, margins=MARGINS, weight=weight),
+    ):
+        hard, soft = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+        a, b = loss(hard, ids), loss(soft, F.one_hot(ids, 5).double())
+        a.backward()
+        b.backward()
+        torch.testing.assert_close(a, b)
+        torch.testing.assert_close(hard.grad, soft.grad)
+
+
+def test_focal_loss_and_margins_of_a_mixed_label_are_the_mix_of_two_losses() -> None:
+    logits, ids, _ = batch(12, 12, 5)
+    partner = ids.roll(1)
+    mixed = 0.3 * F.one_hot(ids, 5).double() + 0.7 * F.one_hot(partner, 5).double()
+    for loss in (
+        lambda t: focal_loss(logits, t, gamma=2.0),
+        lambda t: margin_cross_entropy(logits, t, margins=MARGINS),
+    ):
+        torch.testing.assert_close(loss(mixed), 0.3 * loss(ids) + 0.7 * loss(partner))
+
+
+@pytest.mark.parametrize("row", EXTREME)
+@pytest.mark.parametrize("k", [0, 1, 2])
+def test_single_precision_keeps_its_digits_where_a_class_dominates(row: list[float], k: int) -> None:
+    """A loss of 1e-30 counts, too: subtracting the label from the sum of all would leave 0 of it."""
+    logits, label = torch.tensor([row]), torch.tensor([k])
+    margins = [0.5, 2.0, 15.0]
+    margin = margin_cross_entropy(logits, label, margins=torch.tensor(margins))
+    row = logits.double().tolist()[0]
+    exact = oracles.margin_cross_entropy([row], [k], margins)
+    assert float(margin) == pytest.approx(exact, rel=2e-5, abs=1e-37)
+    focal = focal_loss(logits, label, gamma=0.5)
+    assert float(focal) == pytest.approx(
+        math.exp(-0.5 * oracles.softplus(oracles.log_odds(row, k))) * oracles.softplus(-oracles.log_odds(row, k)),
+        rel=2e-5,
+        abs=1e-37,
+    )
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+def test_gradients_of_focal_loss_and_margins_stay_finite_at_any_logits(gamma: float) -> None:
+    logits = torch.tensor([*EXTREME, [1000.0, -1000.0, 0.0], [-1000.0, 1000.0, 0.0]])
+    for target in (torch.zeros(7, dtype=torch.long), torch.full((7, 3), 1 / 3)):
+        for loss in (
+            lambda x, t: focal_loss(x, t, gamma=gamma),
+            lambda x, t: margin_cross_entropy(x, t, margins=torch.tensor([15.0, 1.0, 0.0])),
+        ):
+            given = logits.clone().requires_grad_()
+            value = loss(given, target)
+            value.backward()
+            assert bool(torch.isfinite(value))
+            assert given.grad is not None
+            assert bool(torch.isfinite(given.grad).all())
+
+
+def test_one_class_costs_nothing_under_focal_loss_and_margins_either() -> None:
+    for target in (torch.zeros(5, dtype=torch.long), torch.ones(5, 1)):
+        for gamma in (0.0, 0.5, 2.0):
+            logits = torch.randn(5, 1, generator=generator(0, "one class")).requires_grad_()
+            loss = focal_loss(logits, target, gamma=gamma) + margin_cross_entropy(
+                logits, target, margins=torch.tensor([15.0])
+            )
+            loss.backward()
+            assert float(loss.detach()) == 0.0
+            assert logits.grad is not None
+            assert bool((logits.grad == 0).all())
+
+
+def test_focal_loss_weighs_a_sure_image_less_and_a_lost_one_as_before() -> None:
+    label = torch.tensor([0])
+    sure, lost = torch.tensor([[3.0, 0.0]]), torch.tensor([[-30.0, 0.0]])
+    shares = [float(focal_loss(sure, label, gamma=g) / cross_entropy(sure, label)) for g in (0.5, 1, 2)]
+    p = 1 / (1 + math.exp(-3.0))
+    assert shares == pytest.approx([(1 - p) ** g for g in (0.5, 1, 2)], rel=1e-5)
+    torch.testing.assert_close(focal_loss(lost, label, gamma=2.0), cross_entropy(lost, label))
+
+
+def test_settings_of_focal_loss_and_margins_that_do_not_fit_are_refused_in_words() -> None:
+    logits, ids = torch.zeros(4, 5), torch.zeros(4, dtype=torch.long)
+    with pytest.raises(ValueError, match="gamma must be at least 0, not -1"):
+        focal_loss(logits, ids, gamma=-1.0)
+    with pytest.raises(ValueError, match=r"margins must be \(5,\)"):
+        margin_cross_entropy(logits, ids, margins=torch.zeros(4))
+    with pytest.raises(ValueError, match=r"soft target must be \(4, 5\)"):
+        margin_cross_entropy(logits, torch.zeros(4), margins=torch.zeros(5))
+    with pytest.raises(ValueError, match="max_margin must be at least 0"):
+        ldam_margins([3, 1], -0.5)
+    for beta in (-0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match=r"beta must be in \[0, 1\]"):
+            class_balanced_weights([3, 1], beta)
+
+
+# What follows from counts ---------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(1, 3000), min_size=1, max_size=6), st.sampled_from([0.0, 0.5, 0.99, 0.9999, 1.0]))
+def test_weights_and_margins_of_counts_are_the_slow_loops(counts: list[int], beta: float) -> None:
+    weights, margins = class_balanced_weights(counts, beta), ldam_margins(counts, 0.5)
+    assert weights.tolist() == pytest.approx(oracles.class_balanced_weights(counts, beta), rel=1e-6)
+    assert margins.tolist() == pytest.approx(oracles.ldam_margins(counts, 0.5), rel=1e-6)
+    assert weights.dtype == margins.dtype == torch.float32
+    assert float(weights.sum()) == pytest.approx(len(counts), rel=1e-6)
+    assert float(margins.max()) == 0.5
+    drawn = effective_number_probabilities(counts, beta)
+    torch.testing.assert_close(weights.double(), len(counts) * drawn, rtol=1e-6, atol=0)
+
+
+def test_equal_counts_weigh_one_and_have_the_largest_margin() -> None:
+    for beta in (0.0, 0.9999, 1.0):
+        assert class_balanced_weights([17] * 4, beta).tolist() == pytest.approx([1.0] * 4)
+    assert class_balanced_weights([1000, 10, 1], 0.0).tolist() == pytest.approx([1.0] * 3)
+    assert ldam_margins([17] * 4, 0.3).tolist() == pytest.approx([0.3] * 4)
+
+
+def test_weights_keep_their_digits_as_beta_comes_near_one() -> None:
+    near, limit = class_balanced_weights([100, 10, 1], 1 - 1e-13), class_balanced_weights([100, 10, 1], 1.0)
+    torch.testing.assert_close(near, limit)
+    assert limit.tolist() == pytest.approx([3 * n / 111 for n in (1, 10, 100)], rel=1e-6)
+
+
+def test_a_class_without_images_has_the_weight_and_margin_of_one_image() -> None:
+    assert torch.equal(class_balanced_weights([10, 5, 0], 0.9), class_balanced_weights([10, 5, 1], 0.9))
+    assert torch.equal(ldam_margins([10, 5, 0]), ldam_margins([10, 5, 1]))
+
+
+def test_a_margin_falls_with_the_fourth_root_of_the_count() -> None:
+    assert ldam_margins([10_000, 16, 1]).tolist() == pytest.approx([0.05, 0.25, 0.5])
+    assert ldam_margins(torch.tensor([10_000, 16]), 1.0).tolist() == pytest.approx([0.2, 1.0])

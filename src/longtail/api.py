@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,8 @@ from longtail.state import stored_config
 from longtail.training import train as train_config
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from longtail.config import Config
     from longtail.predict import Model
 
@@ -58,16 +60,25 @@ def train(
     overwrite: bool = False,
     listener: Listener | None = None,
     source: Source | None = None,
+    saliency: Callable[[Tensor], Tensor] | None = None,
     **settings: Any,
 ) -> Run:
     """Train a recipe (``"cifar100/concutmix"``) or a YAML file with settings laid over it, and write its report.
 
     Settings are keys or groups of keys: ``seed=1, data={"path": ...}, optim={"epochs": 20}, out="runs/x"``. Images in
-    memory are ``train("arrays/concutmix", source=longtail.data.from_arrays(images, labels))``. Raises the
-    errors of :mod:`longtail.errors`, each with a message that says what to do.
+    memory are ``train("arrays/concutmix", source=longtail.data.from_arrays(images, labels))``. ``saliency`` takes the
+    place of a method's detector: a function of uint8 (B, 3, H, W) to maps (B, H, W). Raises the errors of
+    :mod:`longtail.errors`, each with a message that says what to do.
     """
     values = _plain(settings)
-    return run_config(load_config(recipe, values), resume=resume, overwrite=overwrite, listener=listener, source=source)
+    return run_config(
+        load_config(recipe, values),
+        resume=resume,
+        overwrite=overwrite,
+        listener=listener,
+        source=source,
+        saliency=saliency,
+    )
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,10 +99,19 @@ def run_config(
     overwrite: bool = False,
     listener: Listener | None = None,
     source: Source | None = None,
+    saliency: Callable[[Tensor], Tensor] | None = None,
     command: list[str] | None = None,
 ) -> Run:
     """Train by a Config, then write plots and report."""
-    train_config(config, resume=resume, overwrite=overwrite, listener=listener, source=source, command=command)
+    train_config(
+        config,
+        resume=resume,
+        overwrite=overwrite,
+        listener=listener,
+        source=source,
+        saliency=saliency,
+        command=command,
+    )
     out = Path(config.out or default_out(config))
     if not (out / "report.html").is_file():
         # A signal now would throw away a page of a few seconds' work and no training: the page is written first.

@@ -140,6 +140,33 @@ def report(
 
 
 @app.command()
+def study(
+    file: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="e.g. studies/family-scenes.yaml")],
+    settings: Settings = None,
+    out: Annotated[Path | None, typer.Option(help="The folder of the study (runs/studies/NAME).")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Run so many at a time, each in a process of its own.")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what is finished and what would run.")] = False,
+    only: Annotated[list[str] | None, typer.Option(metavar="ROW", help="Run this row only (may be repeated).")] = None,
+) -> None:
+    """Run the missing runs of a study, rows of settings times seeds, and write its tables."""
+    import shlex
+
+    from longtail.layers import parse_assignments
+    from longtail.study import plan_study, run_study
+    from longtail.study.watching import watcher_for
+
+    plan = plan_study(file, parse_assignments(settings or []), out=out, only=only or [])
+    if dry_run:
+        for cell in plan.cells:
+            to_run = "" if cell not in plan.todo else ", to be run"
+            typer.echo(f"{cell.name}: {cell.status}{to_run}  (longtail train {shlex.join(cell.words)})")
+        typer.echo(f"{len(plan.cells)} runs, {len(plan.todo)} to be run, into {plan.out}")
+        return
+    run_study(plan, watcher_for(_console()), jobs)
+    typer.echo(f"tables: {plan.out}/study.md, .csv, .tex, .html")
+
+
+@app.command()
 def recipes() -> None:
     """List the recipes and where their numbers come from."""
     from longtail.recipes import recipe_names, recipe_note, recipe_source
@@ -159,6 +186,16 @@ def methods() -> None:
     width = max(map(len, METHODS))
     for name, entry in METHODS.items():
         typer.echo(f"{name:<{width}}  {entry.summary} [{entry.paper}]")
+
+
+@app.command()
+def detectors() -> None:
+    """List the saliency detectors, with one line, their cost and source."""
+    from longtail.saliency.detectors import DETECTORS
+
+    width = max(map(len, DETECTORS))
+    for name, entry in DETECTORS.items():
+        typer.echo(f"{name:<{width}}  {entry.summary} ({entry.cost}) [{entry.source}]")
 
 
 @app.command()

@@ -10,6 +10,7 @@ import hashlib
 import json
 import operator
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
 
 from pydantic import BaseModel, Field, ValidationError, create_model
@@ -17,9 +18,11 @@ from pydantic import BaseModel, Field, ValidationError, create_model
 from longtail.data.settings import DATA_NAMES, DataSettings
 from longtail.data.views import VIEWS
 from longtail.errors import ConfigError, nearest, unknown_name
+from longtail.layers import read_config_file
 from longtail.methods import METHODS
 from longtail.models import BACKBONES
 from longtail.models.network import ModelSettings
+from longtail.saliency.detectors import DETECTORS
 from longtail.settings import AbsolutePath, Settings, Time, resolve_time
 
 NUMBERS_VERSION = 1
@@ -134,15 +137,43 @@ class Config(Settings):
         """As nested built-in types, complete, ready for YAML or JSON."""
         return self.model_dump(mode="json")
 
-    def key(self) -> str:
-        """A short digest of all that the result depends on: not the folder, nor how it is computed."""
-        kept = self.plain()
-        for name in ("out", "run"):
-            kept.pop(name)
+    def key(self, init: str | None = None) -> str:
+        """A short digest of all that the result depends on: not the folder, nor how it is computed.
+
+        Only what differs from the defaults counts, so that adding a setting leaves keys as they are. Initial weights
+        count by content: a run folder by its key, a file by its bytes; ``init`` stands for what is not there yet.
+        """
+        kept: dict[str, Any] = {"seed": self.seed, "init": init or (self.init and _content_of(Path(self.init)))}
+        for group, values in self:
+            if isinstance(values, Settings) and group != "run":
+                kept[group] = _changed(values)
         for name in ("path", "download"):
-            kept["data"].pop(name)
-        text = json.dumps(kept, sort_keys=True)
+            kept["data"].pop(name, None)
+        text = json.dumps({name: value for name, value in kept.items() if value not in (None, {})}, sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+
+
+def _changed(values: Settings) -> dict[str, Any]:
+    """The values that differ from the defaults of their settings, and the name in any case."""
+    kind = type(values)
+    needed = {name: getattr(values, name) for name, field in kind.model_fields.items() if field.is_required()}
+    # Through validation once more: a default is not checked, so 2 may stand for 2.0. In JSON 1 is not 1.0, as in times.
+    both = (kind.model_validate(one.model_dump()).model_dump(mode="json") for one in (values, kind(**needed)))
+    given, default = both
+    return {name: v for name, v in given.items() if name == "name" or json.dumps(v) != json.dumps(default[name])}
+
+
+def _content_of(path: Path, seen: frozenset[Path] = frozenset()) -> str:
+    """What initial weights are: the key of a run folder, the digest of a file; where there is neither, the path."""
+    if path.is_file():
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    if path in seen or not (path / "config.yaml").is_file():  # a run may have been started anew from its own weights
+        return str(path)
+    try:
+        config = build_config(read_config_file(path / "config.yaml"))
+    except ConfigError:
+        return str(path)
+    return config.key(config.init and _content_of(Path(config.init), seen | {path}))
 
 
 def known_keys(method: str | None = None) -> list[str]:
@@ -168,6 +199,9 @@ def build_config(values: Mapping[str, Any]) -> Config:
         raise ConfigError(_explain(error, values)) from None
     if config.model.backbone not in BACKBONES:
         raise unknown_name("backbone", config.model.backbone, BACKBONES)
+    detector = getattr(config.method, "detector", None)
+    if detector is not None and detector not in DETECTORS:
+        raise unknown_name("detector", detector, DETECTORS)
     for view in (config.views.classification, config.views.contrastive):
         if view not in VIEWS:
             raise unknown_name("view", view, VIEWS)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from longtail.config import Config, differences
 from longtail.data.prepare import Prepared
 from longtail.data.views import View, build_view
+from longtail.detection import training_peaks
 from longtail.device import cpu_compiler, worth_compiling
 from longtail.errors import ConfigError, DataError
 from longtail.listeners import Listener
+from longtail.methods import Method
 from longtail.rundir import RunDir
 from longtail.state import stored_config
 
@@ -93,3 +96,32 @@ def build_views(config: Config, data: Prepared) -> dict[str, View]:
         )
     names = {**config.views.model_dump(), "plain": "plain"}
     return {role: build_view(name, size, data.mean, data.std) for role, name in names.items()}
+
+
+def find_peaks(
+    config: Config,
+    data: Prepared,
+    method: Method,
+    views: Mapping[str, View],
+    given: Callable[[Tensor], Tensor] | None,
+    listener: Listener,
+) -> Tensor | None:
+    """The salient peaks (N, 2) of the training images where the method wants them, else None.
+
+    Raises ConfigError, naming the view and its stage, if the peaks cannot follow the first view of an image.
+    """
+    needs = method.needs
+    if needs.detector is None:
+        if given is not None:
+            raise ConfigError(f"'{config.method_name}' with these settings uses no saliency maps, and was given some.")
+        return None
+    for role in {needs.views[0], *needs.partner_views[:1]}:
+        views[role].require_carry()
+    return training_peaks(
+        data.train,
+        needs.detector,
+        maps_file=getattr(config.method, "saliency_maps", None),
+        given=given,
+        ties=getattr(config.method, "ties", "first"),
+        listener=listener,
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from longtail.data.loader import Loader
 from longtail.data.open import open_data
 from longtail.description import describe_run, summarize
 from longtail.device import resolve_device
+from longtail.detection import digest
 from longtail.errors import ConfigError, DivergedError, RunError
 from longtail.evaluate import Evaluation, EvaluationStoppedError, describe, evaluate, write_per_class, write_predictions
 from longtail.files import read_json, write_json
@@ -23,7 +25,7 @@ from longtail.listeners import Listener, Silent
 from longtail.optim import build_optimizer, lr_at
 from longtail.rng import keyed_global_rng
 from longtail.rundir import Checkpoint, RunDir
-from longtail.starting import build_views, default_out, pin_threads, refuse_other_config, should_compile
+from longtail.starting import build_views, default_out, find_peaks, pin_threads, refuse_other_config, should_compile
 from longtail.state import RunState, build_method, load_initial_weights, load_model, model_tensors, restore, snapshot
 
 
@@ -34,11 +36,13 @@ def train(
     overwrite: bool = False,
     listener: Listener | None = None,
     source: Source | None = None,
+    saliency: Callable[[Tensor], Tensor] | None = None,
     command: list[str] | None = None,
 ) -> dict[str, Any]:
     """Train by ``config`` into its run folder and return the content of results.json.
 
-    ``source`` is the images where ``data.name`` is "arrays". ``resume`` goes on from the last checkpoint (from step 0
+    ``source`` is the images where ``data.name`` is "arrays"; ``saliency`` takes the place of the method's detector:
+    uint8 (B, 3, H, W) to maps (B, H, W). ``resume`` goes on from the last checkpoint (from step 0
     where there is none, and returns the result of a finished run); ``overwrite`` deletes an existing run folder first.
     Raises ConfigError for a folder that exists otherwise or holds another config, DataError, RunError, DivergedError,
     ResourceError, and StoppedError after SIGTERM or Ctrl-C.
@@ -68,6 +72,9 @@ def train(
     size, groups = int(data.train.images.shape[-1]), config.data.groups
     method = build_method(config, data.stats.counts, size)
     views = build_views(config, data)
+    peaks = find_peaks(config, data, method, views, saliency, listener)
+    if resuming and described.get("peaks") != digest(peaks):
+        raise RunError(f"The saliency maps are not those that {run.path} was trained with.")
     if config.init is not None and not (resuming and run.has_checkpoint):
         listener.said(load_initial_weights(method, Path(config.init)))
     method.to(device)
@@ -81,9 +88,10 @@ def train(
         config.optim.epochs,
         config.seed,
         workers=config.run.workers,
+        peaks=peaks,
     )
     steps = config.optim.epochs * loader.steps_per_epoch
-    passes = config.optim.epochs * len(data.train) * len(method.needs.views)
+    passes = config.optim.epochs * len(data.train) * max(method.stacks())
     compiled = should_compile(config, device, passes, described, listener)
     if compiled:
         method.compile_for(min(config.optim.batch, len(data.train)), size)
@@ -101,7 +109,7 @@ def train(
                 state, step = restore(checkpoint, method, optimizer)
         run.cut_metrics(state.epochs_done)
         run.write_config(config.plain())
-        about = describe_run(config, data, method, threads, compiled, command)
+        about = describe_run(config, data, method, threads, compiled, command) | {"peaks": digest(peaks)}
         if resuming:
             about |= {"command": described["command"], "resumed_with": about["command"]}
         run.update_description(**about, status="running", steps=steps)
@@ -140,7 +148,8 @@ def train(
                     step += 1
 
                     logs = {"loss": loss, **{name: float(value) for name, value in output.logs.items()}}
-                    passes = len(batch.views) * len(batch.target)
+                    whole = len(batch.views) * len(batch.target)
+                    passes = whole if output.forwarded is None else output.forwarded
                     state.add(logs, passes)
                     images_seen += passes
                     listener.stepped(step, logs, images_seen / (time.monotonic() - epoch_started))

@@ -10,12 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import longtail.losses as losses
-from longtail.methods.composition import CONTRASTS, CRITERIA, soft_target
+from longtail.methods.base import Progress
+from longtail.methods.composition import CONTRASTS, soft_target
+from longtail.methods.criteria import CRITERIA, Criterion, CriterionSettings
 from longtail.models.network import ModelSettings, Network, ProjectionSettings
 from longtail.rng import generator
 
 IMAGES, VIEWS, WIDTH, CLASSES = 12, 2, 8, 5
 COUNTS = [300, 80, 20, 5, 1]
+AT = {"at first": Progress(0, 0, 10, 0), "at last": Progress(90, 9, 10, 0)}
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -55,16 +58,49 @@ CLASSIFICATION: dict[str, Loss] = {
     "logit_adjustment": lambda logits, labels: losses.cross_entropy(
         logits, labels, offset=losses.logit_adjustment(COUNTS)
     ),
+    "class_balanced_weights": lambda logits, labels: losses.cross_entropy(
+        logits, labels, weight=losses.class_balanced_weights(COUNTS, 0.999).to(logits)
+    ),
+    "margin_cross_entropy": lambda logits, labels: losses.margin_cross_entropy(
+        logits, labels, margins=torch.arange(1.0, CLASSES + 1).to(logits)
+    ),
+    "margin_cross_entropy, soft": lambda logits, labels: losses.margin_cross_entropy(
+        logits, 0.7 * soft_target(labels, CLASSES) + 0.3 / CLASSES, margins=torch.arange(1.0, CLASSES + 1).to(logits)
+    ),
+    "ldam_margins": lambda logits, labels: losses.margin_cross_entropy(
+        logits, labels, margins=losses.ldam_margins(COUNTS).to(logits)
+    ),
+    **{
+        f"focal_loss, gamma {gamma}": lambda logits, labels, gamma=gamma: losses.focal_loss(  # type: ignore[misc]
+            logits, labels, gamma=gamma
+        )
+        for gamma in (0.0, 0.5, 2.0)
+    },
 }
+
+
+def criterion(name: str, counts: list[int] = COUNTS, **settings: float) -> Criterion:
+    return CRITERIA[name](CriterionSettings.model_validate(settings), counts)
+
+
 for _name in CRITERIA:
-    CLASSIFICATION[f"criterion {_name}"] = lambda logits, labels, _name=_name: losses.cross_entropy(  # type: ignore[misc]
-        logits, labels, offset=CRITERIA[_name](COUNTS, 0.8)
-    )
+    for _when, _at in AT.items():
+        CLASSIFICATION[f"criterion {_name}, {_when}"] = lambda logits, labels, _name=_name, _at=_at: criterion(  # type: ignore[misc]
+            _name, tau=0.8
+        )(logits, soft_target(labels, CLASSES), _at)
 
 # Of normalized features (B, V, D) and labels (B,).
 CONTRASTIVE: dict[str, Loss] = {
     "balanced_contrastive_loss": lambda features, labels: losses.balanced_contrastive_loss(
         features, labels, centers_like(features), temperature=0.1
+    ),
+    "balanced_masked_contrastive_loss": lambda features, labels: losses.balanced_masked_contrastive_loss(
+        features.flatten(0, 1),
+        labels.repeat_interleave(features.shape[1]),
+        features,
+        labels,
+        centers_like(features),
+        temperature=0.1,
     ),
     "supervised_contrastive_loss": lambda features, labels: losses.supervised_contrastive_loss(
         features, labels, temperature=0.1
@@ -188,26 +224,30 @@ def test_pulling_the_views_of_a_class_together_lowers_the_loss(name: str) -> Non
 
 
 @pytest.mark.parametrize("name", CRITERIA)
-def test_a_criterion_is_no_offset_or_one_finite_number_per_class(name: str) -> None:
-    for tau in (0.0, 0.5, 1.0):
-        for counts in (COUNTS, [0, 3, 100, 2, 1]):
-            offset = CRITERIA[name](counts, tau)
-            if offset is not None:
-                assert offset.shape == (CLASSES,)
-                assert offset.dtype == torch.float32
-                assert bool(torch.isfinite(offset).all())
+def test_what_a_criterion_takes_from_the_counts_is_one_finite_number_per_class(name: str) -> None:
+    for counts in (COUNTS, [0, 3, 100, 2, 1]):
+        for vector in criterion(name, counts).buffers():
+            assert vector.shape == (CLASSES,)
+            assert vector.dtype == torch.float32
+            assert bool(torch.isfinite(vector).all())
 
 
 @pytest.mark.parametrize("name", CRITERIA)
-def test_a_criterion_of_equal_counts_is_cross_entropy(name: str) -> None:
-    given, labels = inputs("cross_entropy"), some_labels()
-    offset = CRITERIA[name]([17] * CLASSES, 1.3)
-    torch.testing.assert_close(losses.cross_entropy(given, labels, offset=offset), losses.cross_entropy(given, labels))
+def test_a_criterion_of_equal_counts_favors_no_class(name: str) -> None:
+    """Renaming the classes changes nothing."""
+    given, labels = inputs("cross_entropy, soft"), some_labels()
+    renamed = torch.tensor([2, 0, 4, 1, 3])
+    equal = criterion(name, [17] * CLASSES)
+    target = soft_target(labels, CLASSES)
+    for at in AT.values():
+        torch.testing.assert_close(equal(given[:, renamed], target[:, renamed], at), equal(given, target, at))
 
 
 @pytest.mark.parametrize("name", CRITERIA)
-def test_a_criterion_never_favors_a_rarer_class_in_training(name: str) -> None:
-    """The offset rises with the count, so that the network must raise the rare ones by itself."""
-    offset = CRITERIA[name](COUNTS, 1.0)
-    if offset is not None:
-        assert bool((offset.diff() < 0).all())
+def test_a_criterion_never_favors_a_class_for_having_more_images(name: str) -> None:
+    """The push of a class by its label, at equal logits, does not fall as it gets rarer."""
+    for at in AT.values():
+        given = torch.zeros(CLASSES, CLASSES, requires_grad=True)
+        criterion(name)(given, torch.eye(CLASSES), at).backward()
+        assert given.grad is not None
+        assert bool((given.grad.diagonal().diff() <= 1e-6).all())

@@ -30,6 +30,16 @@ POINTS: dict[str, tuple[str, dict[str, Any]]] = {
     "balanced-softmax + cutmix": ("balanced-softmax", {"mixing": "cutmix", "partner_sampler": "effective_number"}),
     "logit-adjustment + supervised": ("logit-adjustment", {"contrast": "supervised"}),
     "bcl + cutmix": ("bcl", {"mixing": "cutmix"}),
+    "smcl, masked": ("smcl", {"mask_probability": 1.0, "mask_start": 0}),
+    "smcl, masked, variant B": ("smcl", {"mask_probability": 1.0, "mask_start": 0, "variant": "B"}),
+    "smcl, masked, variant C": ("smcl", {"mask_probability": 1.0, "mask_start": 0, "variant": "C"}),
+    "smcl, masked, no contrast": ("smcl", {"mask_probability": 1.0, "mask_start": 0, "mu": 0.0}),
+    "smcl, masked at random": ("smcl", {"mask_probability": 1.0, "mask_start": 0, "detector": "random"}),
+    "smcl, masked by grad-cam": ("smcl", {"mask_probability": 1.0, "mask_start": 0, "detector": "grad-cam"}),
+    "smcl, masked by gradient": ("smcl", {"mask_probability": 1.0, "mask_start": 0, "detector": "input-gradient"}),
+    "smcl + ldam-drw": ("smcl", {"mask_probability": 1.0, "mask_start": 0, "criterion": "ldam-drw"}),
+    "smcl-concutmix, random box": ("smcl-concutmix", {"place": "random"}),
+    "smcl-concutmix, no masked anchor": ("smcl-concutmix", {"mu": 0.0}),
 }
 """Every named method, and points of the composed space that have no name."""
 
@@ -62,9 +72,15 @@ def batch_for(method: Method, progress: Progress) -> Batch:
     partner = None
     if method.needs_partner(progress):
         views = tuple(pictures("partner", number) for number in range(len(method.needs.partner_views)))
-        partner = Batch(views, labels("partner"), index)
+        partner = Batch(views, labels("partner"), index, peaks=peaks(method, "partner"))
     own = tuple(pictures(number) for number in range(len(method.needs.views)))
-    return Batch(own, labels("own"), index, partner)
+    return Batch(own, labels("own"), index, partner, peaks(method, "own"))
+
+
+def peaks(method: Method, key: str) -> Tensor | None:
+    if method.needs.detector is None:
+        return None
+    return torch.randint(SIZE, (IMAGES, 2), generator=generator("peaks", key))
 
 
 @cache
@@ -75,7 +91,8 @@ def step_of(point: str, mixed: bool) -> Progress | None:
         progress = at(step)
         if method.needs_partner(progress) != mixed:
             continue
-        if not mixed or float(loss_of(method, progress)) != float(loss_of(method, progress, changed="partner")):
+        changed = "partner" if method.needs.partner_views else "partner labels"
+        if not mixed or float(loss_of(method, progress)) != float(loss_of(method, progress, changed=changed)):
             return progress
     return None
 
@@ -177,7 +194,8 @@ def test_training_goes_through_without_a_warning_at_the_smallest_batch(point: st
     def two(batch: Batch) -> Batch:
         views = tuple(view[:2] for view in batch.views)
         partner = None if batch.partner is None else two(batch.partner)
-        return Batch(views, batch.target[:2], batch.index[:2], partner)
+        peaks = None if batch.peaks is None else batch.peaks[:2]
+        return Batch(views, batch.target[:2], batch.index[:2], partner, peaks)
 
     assert bool(torch.isfinite(forward(method, two(whole), progress).loss))
 
@@ -238,20 +256,27 @@ def test_the_labels_change_the_loss(point: str) -> None:
 @every_point
 def test_a_partner_changes_the_loss_by_its_pixels_and_its_labels(point: str) -> None:
     method, progress = apart(point), step_of(point, True)
-    assert (progress is not None) == bool(method.needs.partner_views), "a declared partner is used in some step"
+    assert (progress is not None) == method.needs.partner, "a declared partner is used in some step"
     if progress is not None:
         loss = loss_of(method, progress)
-        assert not torch.equal(loss_of(method, progress, changed="partner"), loss)
+        if method.needs.partner_views:
+            assert not torch.equal(loss_of(method, progress, changed="partner"), loss)
         assert not torch.equal(loss_of(method, progress, changed="partner labels"), loss)
 
 
+NEVER = {"mix_probability": 0.0, "mask_probability": 0.0, "mu": 0.0}
+ALWAYS = {"mix_probability": 1.0, "mask_probability": 1.0, "mask_start": 0}
+
+
 @every_point
-def test_without_a_mixing_probability_no_step_wants_a_partner(point: str) -> None:
-    if not build(point).needs.partner_views:
+def test_without_a_probability_of_mixing_or_masking_no_step_wants_a_partner(point: str) -> None:
+    known = METHOD_SETTINGS[POINTS[point][0]].model_fields
+    if not build(point).needs.partner:
         assert not any(build(point).needs_partner(at(step)) for step in range(20))
         return
-    assert not any(build(point, mix_probability=0.0).needs_partner(at(step)) for step in range(20))
-    assert all(build(point, mix_probability=1.0).needs_partner(at(step)) for step in range(20))
+    never, always = ({key: value for key, value in given.items() if key in known} for given in (NEVER, ALWAYS))
+    assert not any(build(point, **never).needs_partner(at(step)) for step in range(20))
+    assert all(build(point, **always).needs_partner(at(step)) for step in range(20))
 
 
 @every_point
@@ -260,7 +285,7 @@ def test_whether_a_partner_is_wanted_is_known_before_and_depends_on_seed_and_ste
     wanted = [method.needs_partner(at(step)) for step in range(60)]
     torch.rand(5)
     assert [build(point, seed=9).needs_partner(at(step)) for step in reversed(range(60))] == wanted[::-1]
-    if method.needs.partner_views and not all(wanted):
+    if method.needs.partner and not all(wanted):
         assert [method.needs_partner(at(step, seed=1)) for step in range(60)] != wanted
 
 

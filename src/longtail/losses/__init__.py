@@ -1,16 +1,23 @@
 """Losses of long-tailed recognition as pure functions: no config, no state, any device."""
 
-from longtail.losses.classification import cross_entropy, logit_adjustment
+from longtail.losses.classification import class_balanced_weights, cross_entropy, logit_adjustment
 from longtail.losses.contrastive import (
     balanced_contrastive_loss,
+    balanced_masked_contrastive_loss,
     masked_contrastive_loss,
     supervised_contrastive_loss,
 )
+from longtail.losses.margins import focal_loss, ldam_margins, margin_cross_entropy
 
 __all__ = [
     "balanced_contrastive_loss",
+    "balanced_masked_contrastive_loss",
+    "class_balanced_weights",
     "cross_entropy",
+    "focal_loss",
+    "ldam_margins",
     "logit_adjustment",
+    "margin_cross_entropy",
     "masked_contrastive_loss",
     "supervised_contrastive_loss",
 ]

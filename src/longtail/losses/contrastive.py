@@ -46,16 +46,67 @@ def balanced_contrastive_loss(features: Tensor, labels: Tensor, centers: Tensor,
     row_labels = labels.long().repeat_interleave(views)
     similarity = _similarity(rows, torch.cat((rows, centers.to(rows.dtype))), temperature)
 
-    column_labels = torch.cat((row_labels, torch.arange(classes, device=labels.device)))
-    ones = torch.ones_like(row_labels, dtype=similarity.dtype)
-    sizes = torch.ones(classes, dtype=similarity.dtype, device=similarity.device).index_add(0, row_labels, ones)
-    column_sizes = sizes[column_labels]
+    column_labels, column_sizes = _balanced_columns(row_labels, classes, similarity)
     positives = row_labels[:, None] == column_labels[None, :]
     # The clamp touches absent classes only: they are nobody's positive, but where() evaluates both sides.
     log_size = torch.where(positives, (column_sizes - 1).clamp_min(1).log(), column_sizes.log())
     itself = torch.arange(len(rows), device=similarity.device)[:, None]
     losses, _ = _rows(similarity, positives, itself, log_size)
     return losses.mean()
+
+
+def balanced_masked_contrastive_loss(
+    anchors: Tensor, labels: Tensor, features: Tensor, key_labels: Tensor, centers: Tensor, *, temperature: float
+) -> Tensor:
+    """:func:`balanced_contrastive_loss` of anchors that are not among the columns, as masked images are.
+
+    Columns are the R = B V features and the C centers, n_c the number of columns of class c, s = anchor . column /
+    temperature::
+
+        Z_i  = sum_j exp(s_ij) / n_c(j)
+        loss = mean_i -1/n_c(i) sum_{j: c(j) = label i} (s_ij - log Z_i)
+
+    Every class has a center, so every anchor has a positive. Of `smcl-concutmix`; the denominator is that of Zhu et
+    al., arXiv 2207.09052, and no column is left out of it because none is the anchor itself.
+
+    Args:
+        anchors: (A, D) of unit length.
+        labels: (A,) integer ids in [0, C), the classes that the anchors are pulled toward.
+        features: (B, V, D) of unit length.
+        key_labels: (B,) integer ids in [0, C).
+        centers: (C, D) of unit length.
+        temperature: above 0.
+
+    Returns:
+        A scalar, float32 for float16 and bfloat16 inputs; 0 with a graph if there is no anchor.
+
+    Raises:
+        ValueError: on shapes that do not fit, an empty batch of features, (on the CPU) ids outside [0, C), or a bad
+            temperature.
+    """
+    batch, views, width = _check_features(features, temperature)
+    for name, rows in (("anchors", anchors), ("centers", centers)):
+        if rows.ndim != 2 or rows.shape[1] != width:
+            raise ValueError(f"{name} must be (., {width}) for these features, not {tuple(rows.shape)}.")
+    classes = centers.shape[0]
+    check_labels("labels", labels, anchors.shape[0], classes)
+    check_labels("key_labels", key_labels, batch, classes)
+    columns = torch.cat((features.reshape(batch * views, width), centers.to(features.dtype)))
+    similarity = _similarity(anchors, columns, temperature)
+    if anchors.shape[0] == 0:
+        return similarity.sum()
+    column_labels, column_sizes = _balanced_columns(key_labels.long().repeat_interleave(views), classes, similarity)
+    positives = labels.long()[:, None] == column_labels[None, :]
+    losses, _ = _rows(similarity, positives, None, column_sizes.log().expand_as(similarity))
+    return losses.mean()
+
+
+def _balanced_columns(row_labels: Tensor, classes: int, similarity: Tensor) -> tuple[Tensor, Tensor]:
+    """Labels of the columns [features, centers], and of each the number of columns of its class."""
+    column_labels = torch.cat((row_labels, torch.arange(classes, device=row_labels.device)))
+    ones = torch.ones_like(row_labels, dtype=similarity.dtype)
+    sizes = torch.ones(classes, dtype=similarity.dtype, device=similarity.device).index_add(0, row_labels, ones)
+    return column_labels, sizes[column_labels]
 
 
 def supervised_contrastive_loss(features: Tensor, labels: Tensor, *, temperature: float) -> Tensor:

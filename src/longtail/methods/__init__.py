@@ -9,6 +9,8 @@ from typing import Any, Protocol
 from longtail.methods.base import Batch, DataNeeds, Method, Progress, StepOutput
 from longtail.methods.concutmix import ConCutMix, ConCutMixSettings
 from longtail.methods.plain import Plain, PlainSettings
+from longtail.methods.smcl import SMCL, SMCLSettings
+from longtail.methods.smcl_concutmix import SMCLConCutMix, SMCLConCutMixSettings
 from longtail.models.network import ModelSettings
 from longtail.settings import Settings
 
@@ -66,5 +68,53 @@ METHODS: dict[str, MethodEntry] = {
         ConCutMixSettings,
         "bcl with class-balanced CutMix whose labels are rectified by similarity to the class centers",
         "Pan et al., IEEE TIP 2024, arXiv 2407.04911",
+    ),
+    "focal": MethodEntry(
+        Plain,
+        PlainSettings,
+        "cross-entropy that weighs images less the surer they are right",
+        "Lin et al., ICCV 2017, arXiv 1708.02002",
+        {"criterion": "focal"},
+    ),
+    "class-balanced": MethodEntry(
+        Plain,
+        PlainSettings,
+        "cross-entropy with classes weighed by the inverse effective number of images",
+        "Cui et al., CVPR 2019, arXiv 1901.05555",
+        {"criterion": "class-balanced"},
+    ),
+    "class-balanced-focal": MethodEntry(
+        Plain,
+        PlainSettings,
+        "focal loss with classes weighed by the inverse effective number of images",
+        "Cui et al., CVPR 2019, arXiv 1901.05555",
+        {"criterion": "class-balanced-focal"},
+    ),
+    "ce-drw": MethodEntry(
+        Plain,
+        PlainSettings,
+        "cross-entropy with classes weighed in the last fifth of training",
+        "Cao et al., NeurIPS 2019, arXiv 1906.07413",
+        {"criterion": "ce-drw"},
+    ),
+    "ldam-drw": MethodEntry(
+        Plain,
+        PlainSettings,
+        "margins that grow as classes get rarer, and classes weighed in the last fifth of training",
+        "Cao et al., NeurIPS 2019, arXiv 1906.07413",
+        {"criterion": "ldam-drw"},
+    ),
+    "smcl": MethodEntry(
+        SMCL,
+        SMCLSettings,
+        "erases the salient part of images and pulls the background that is left toward minority classes",
+        "Park et al., ICASSP 2023, arXiv 2406.02223",
+        {"criterion": "ce-drw"},
+    ),
+    "smcl-concutmix": MethodEntry(
+        SMCLConCutMix,
+        SMCLConCutMixSettings,
+        "concutmix that replaces the salient object, and pulls the erased view toward the pasted class",
+        "a combination of ours of arXiv 2407.04911 and arXiv 2406.02223",
     ),
 }

@@ -16,10 +16,14 @@ __all__ = ["Batch", "DataNeeds", "Method", "Progress", "StepOutput"]
 
 @dataclass(frozen=True)
 class StepOutput:
-    """The scalar loss with its graph, and detached scalars to log."""
+    """The scalar loss with its graph, detached scalars to log, and how many images went through the network for it.
+
+    ``forwarded`` None is what most methods do: every view of the batch once.
+    """
 
     loss: Tensor
     logs: dict[str, Tensor] = field(default_factory=dict)
+    forwarded: int | None = None
 
 
 class Method(nn.Module, abc.ABC):
@@ -38,8 +42,12 @@ class Method(nn.Module, abc.ABC):
 
     def needs_partner(self, at: Progress) -> bool:
         """Whether this step uses a partner batch; where it does not, none is made."""
-        return bool(self.needs.partner_views)
+        return self.needs.partner
+
+    def stacks(self) -> tuple[int, ...]:
+        """How many batches of images its steps send through the network at once, each number that many steps have."""
+        return (len(self.needs.views),)
 
     def compile_for(self, batch: int, size: int) -> None:
         """Compile the network for full training batches of ``batch`` images of ``size`` pixels, all views stacked."""
-        self.network.compile_for(torch.Size((len(self.needs.views) * batch, 3, size, size)))
+        self.network.compile_for(*(torch.Size((stack * batch, 3, size, size)) for stack in self.stacks()))

@@ -1,12 +1,12 @@
 """Mixings and contrasts under one shape each, so that methods are made by composing them.
 
 A mixing takes (images, soft target, partner) and returns what the network sees; a contrast takes normalized features
-(B, V, D), labels (B,) and the network, and returns a scalar. Criteria are offsets on one cross-entropy.
+(B, V, D), labels (B,) and the network, and returns a scalar. Criteria are in ``criteria.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from longtail.losses import balanced_contrastive_loss, logit_adjustment, supervised_contrastive_loss
+from longtail.losses import balanced_contrastive_loss, supervised_contrastive_loss
 from longtail.methods.base import Batch, Progress
 from longtail.mixing import Box, draw_beta, draw_cutmix, mix_labels, mixup, paste
 from longtail.models.network import Network
@@ -109,13 +109,6 @@ Contrast = Callable[[Tensor, Tensor, Network, float], Tensor]
 
 CONTRASTS: dict[str, Contrast] = {"supervised": _supervised, "balanced": _balanced}
 """Contrastive terms by name; ``none`` is the absence of one."""
-
-CRITERIA: dict[str, Callable[[Sequence[int], float], Tensor | None]] = {
-    "ce": lambda counts, tau: None,
-    "balanced-softmax": lambda counts, tau: logit_adjustment(counts, 1.0),
-    "logit-adjustment": logit_adjustment,
-}
-"""The offset that a criterion adds to the logits in training: none, log prior, tau * log prior."""
 
 
 def soft_target(labels: Tensor, classes: int) -> Tensor:

@@ -7,6 +7,7 @@ arXiv 2407.04911. docs/methods/concutmix.md sets paper, authors' program and thi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +48,7 @@ class ConCutMixSettings(Settings):
     dim: int = Field(128, ge=1)
     """Width of projections and centers."""
 
-    def with_classes(self, classes: int) -> ConCutMixSettings:
+    def with_classes(self, classes: int) -> Self:
         """The same settings with ``omega`` and ``topk`` filled in for ``classes`` classes (topk never above it)."""
         topk = self.topk if self.topk is not None else min(30, max(1, round(0.3 * classes)))
         omega = self.omega if self.omega is not None else classes / 1275
@@ -72,6 +73,7 @@ class ConCutMix(Method):
             model,
             len(counts),
             seed=seed,
+            size=size,
             projection=ProjectionSettings(hidden=settings.hidden, dim=settings.dim),
             centers=True,
         )
@@ -90,18 +92,13 @@ class ConCutMix(Method):
 
     def forward(self, batch: Batch, at: Progress) -> StepOutput:
         own, images = self.settings, batch.target.shape[0]
-        assert own.omega is not None, "filled in by with_classes"
-        assert own.topk is not None, "filled in by with_classes"
         mixed = self.mixing(batch.views[0], soft_target(batch.target, len(self.counts)), batch.partner, at)
         features = self.network.features(torch.cat([mixed.images, *batch.views[1:]]))
         projected, centers = self.network.project(features), self.network.centers()
 
         target, logs = mixed.target, {}
         if mixed.box is not None and self.rectifies(at):
-            target = rectify_labels(
-                projected[:images], centers, mixed.target, self.counts, scale=own.omega, topk=own.topk
-            )
-            logs["gamma"] = rectification_confidence(mixed.target, self.counts, own.omega).mean()
+            target, logs["gamma"] = rectified(mixed.target, projected[:images], centers, self.counts, own)
 
         logits = self.network.classifier(features[:images])
         classification = cross_entropy(logits, target, offset=self.offset)
@@ -113,3 +110,13 @@ class ConCutMix(Method):
         )
         logs |= {"classification": classification.detach(), "contrastive": contrastive.detach()}
         return StepOutput(own.alpha * classification + own.beta * contrastive, logs)
+
+
+def rectified(
+    target: Tensor, projected: Tensor, centers: Tensor, counts: Tensor, own: ConCutMixSettings
+) -> tuple[Tensor, Tensor]:
+    """The rectified label (B, C) of mixed images, and the mean of gamma."""
+    assert own.omega is not None, "filled in by with_classes"
+    assert own.topk is not None, "filled in by with_classes"
+    moved = rectify_labels(projected, centers, target, counts, scale=own.omega, topk=own.topk)
+    return moved, rectification_confidence(target, counts, own.omega).mean()

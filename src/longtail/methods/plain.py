@@ -7,22 +7,16 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
-from longtail.losses import cross_entropy
 from longtail.methods.base import Batch, DataNeeds, Method, Progress, StepOutput
-from longtail.methods.composition import CONTRASTS, CRITERIA, CutMix, Mixing, Mixup, NoMixing, soft_target
+from longtail.methods.composition import CONTRASTS, CutMix, Mixing, Mixup, NoMixing, soft_target
+from longtail.methods.criteria import CriterionSettings, build_criterion
 from longtail.models.network import ModelSettings, Network, ProjectionSettings, stack_views
-from longtail.settings import Settings
 
 
-class PlainSettings(Settings):
+class PlainSettings(CriterionSettings):
     """``method.*`` of the composed methods."""
 
-    criterion: Literal["ce", "balanced-softmax", "logit-adjustment"] = "ce"
-    """What is added to the logits in training: nothing, the log prior, or tau times it."""
-    tau: float = Field(1.0, ge=0)
-    """Strength of logit-adjustment (balanced-softmax is its 1)."""
     mixing: Literal["none", "mixup", "cutmix"] = "none"
     """How the classified view is mixed with a partner."""
     mix_probability: float = Field(0.5, ge=0, le=1)
@@ -62,9 +56,7 @@ class Plain(Method):
             projection=ProjectionSettings(hidden=settings.hidden, dim=settings.dim) if contrasted else None,
             centers=settings.contrast == "balanced",
         )
-        offset = CRITERIA[settings.criterion](counts, settings.tau)
-        self.register_buffer("offset", offset, persistent=False)
-        self.offset: Tensor | None
+        self.criterion = build_criterion(settings, counts)
         self.contrast = CONTRASTS[settings.contrast] if contrasted else None
         self.mixing = self._build_mixing(size)
         self.needs = DataNeeds(
@@ -87,7 +79,7 @@ class Plain(Method):
         images = batch.target.shape[0]
         mixed = self.mixing(batch.views[0], soft_target(batch.target, self.classes), batch.partner, at)
         features = self.network.features(torch.cat([mixed.images, *batch.views[1:]]))
-        classification = cross_entropy(self.network.classifier(features[:images]), mixed.target, offset=self.offset)
+        classification = self.criterion(self.network.classifier(features[:images]), mixed.target, at)
         loss = self.settings.alpha * classification
         logs = {"classification": classification.detach()}
         if self.contrast is not None:

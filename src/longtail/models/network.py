@@ -38,6 +38,7 @@ class Network(nn.Module):
     """Backbone h = f(x), classifier W h + b, and for contrastive methods u = g(h) and centers v_k = q(W_k).
 
     Each part is initialized from (seed, "init", its name) alone, so that adding a head does not move the backbone.
+    ``size`` is the side of the images in pixels, which a vision transformer has to know.
     ``projection`` is None unless its sizes are given, ``center_head`` unless ``centers`` is set beside them.
     """
 
@@ -47,6 +48,7 @@ class Network(nn.Module):
         classes: int,
         *,
         seed: int,
+        size: int = 32,
         projection: ProjectionSettings | None = None,
         centers: bool = False,
     ) -> None:
@@ -56,7 +58,8 @@ class Network(nn.Module):
             with keyed_global_rng(seed, "init", name):
                 return build()
 
-        self.backbone = initialized("backbone", lambda: build_backbone(model.backbone))
+        self.backbone_name = model.backbone
+        self.backbone = initialized("backbone", lambda: build_backbone(model.backbone, size))
         # Channels last: the faster layout for convolutions on a CPU, and the one of the reference vectors, whose
         # batch-norm sums differ from the other layout's in the last bits.
         self.backbone.to(memory_format=torch.channels_last)
@@ -71,21 +74,21 @@ class Network(nn.Module):
             self.projection = initialized("projection", lambda: MLPHead(*sizes))
             if centers:
                 self.center_head = initialized("center_head", lambda: MLPHead(*sizes))
-        self._compiled: tuple[Callable[[Tensor], Tensor], torch.Size] | None = None
+        self._compiled: tuple[Callable[[Tensor], Tensor], frozenset[torch.Size]] | None = None
 
-    def compile_for(self, shape: torch.Size) -> None:
-        """Use a compiled backbone for training batches of exactly this shape; every other shape stays eager.
+    def compile_for(self, *shapes: torch.Size) -> None:
+        """Use a compiled backbone for training batches of exactly these shapes; every other shape stays eager.
 
-        One shape, one compilation: the short last batch of an epoch must not set off a second one.
+        A compilation for each shape and no more: the short last batch of an epoch must not set off another.
         """
         # Where a CUDA toolkit lies about without a device, the compiler's first import warns of it on every run.
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-        self._compiled = (torch.compile(self.backbone, dynamic=False), shape)
+        self._compiled = (torch.compile(self.backbone, dynamic=False), frozenset(shapes))
 
     def features(self, images: Tensor) -> Tensor:
         """h = f(x): images (B, 3, H, W) to (B, width)."""
         images = images.contiguous(memory_format=torch.channels_last)
-        if self._compiled is not None and self.training and images.shape == self._compiled[1]:
+        if self._compiled is not None and self.training and images.shape in self._compiled[1]:
             return self._compiled[0](images)
         out: Tensor = self.backbone(images)
         return out

@@ -1,0 +1,163 @@
+"""Salient peaks of a run's training images: found once, kept on disk by what they depend on, with progress."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from longtail.data.images import ImageSet
+from longtail.errors import ConfigError, DataError, ResourceError
+from longtail.files import write_atomic
+from longtail.listeners import Listener
+from longtail.rng import generator
+from longtail.saliency import mask_centers, peak
+from longtail.saliency.detectors import DETECTORS, ImageDetector
+
+DETECTION_VERSION = 1
+"""Raised when a detector gives other peaks: what older versions kept is then found anew."""
+
+CHUNK = 256
+"""Images given to a detector at once."""
+
+
+def training_peaks(
+    train: ImageSet,
+    detector: str | None,
+    *,
+    maps_file: str | None = None,
+    given: Callable[[Tensor], Tensor] | None = None,
+    ties: str = "first",
+    listener: Listener,
+) -> Tensor | None:
+    """Row and column of the salient peak of every training image, (N, 2) int64 on the CPU, or None without a detector.
+
+    ``detector`` is DataNeeds.detector: a name of DETECTORS, or "given" for maps from ``maps_file``. ``given`` is a
+    function from Python, uint8 (B, 3, H, W) to maps (B, H, W), that takes the place of either. Peaks of detectors that
+    depend on the image alone are kept under the user's cache folder, keyed by the images, the detector and ``ties``.
+    Raises DataError for maps that do not fit the images or hold values that are not finite, and where ground truth is
+    asked of a set without masks.
+    """
+    if detector is None:
+        return None
+    if given is not None:
+        return _find(train.images, given, "the function given", ties, listener)
+    if detector == "given":
+        assert maps_file is not None, "a method says 'given' only where it has a file"
+        return _peaks_of(read_maps(Path(maps_file), train), ties, 0)
+    entry = DETECTORS[detector]
+    if entry.kind == "masks":
+        if train.masks is None:
+            raise DataError(
+                f"The detector '{detector}' needs object masks, and these images have none.",
+                hint="Only the set 'scenes' has masks; longtail detectors lists the others.",
+            )
+        return mask_centers(train.masks.cpu())
+    assert entry.maps is not None, f"'{detector}' is found in the step"
+    kept = _cache_file(train, detector, ties)
+    peaks = _read(kept, train)
+    if peaks is None:
+        peaks = _find(train.images, entry.maps, detector, ties, listener)
+        _keep(kept, peaks)
+    return peaks
+
+
+def read_maps(path: Path, train: ImageSet) -> Tensor:
+    """``maps`` (N, H, W) of an npz file for the training images, float32.
+
+    N is the number of training images, in their order, or the number of images in the source before its tail was cut.
+    Raises DataError for anything else.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if "maps" not in archive.files:
+                raise DataError(
+                    f"{path} has no array 'maps'.", hint=f"It has: {', '.join(archive.files) or 'nothing'}."
+                )
+            maps = torch.from_numpy(np.asarray(archive["maps"], dtype=np.float32))
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"The saliency maps {path} cannot be read: {error}", hint="Give an npz file.") from None
+    size = tuple(train.images.shape[-2:])
+    if maps.ndim != 3 or tuple(maps.shape[1:]) != size:
+        raise DataError(f"The maps in {path} are {tuple(maps.shape)}; (N, {size[0]}, {size[1]}) is wanted.")
+    if len(maps) > int(train.source_index.max()):
+        return maps[train.source_index.cpu()]
+    if len(maps) != len(train):
+        raise DataError(
+            f"{path} has {len(maps)} maps for {len(train)} training images.",
+            hint="Give one for every training image of the source, or for every one that is trained on.",
+        )
+    return maps
+
+
+def _find(images: Tensor, maps: ImageDetector, name: str, ties: str, listener: Listener) -> Tensor:
+    """Peaks by chunks; says where it stands every few seconds."""
+    found, said = [], time.monotonic()
+    for number, part in enumerate(torch.split(images, CHUNK)):
+        made = maps(part)
+        if not isinstance(made, Tensor) or made.shape != (len(part), *part.shape[-2:]):
+            shape = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
+            raise DataError(f"Saliency maps of {name} are {shape}; {(len(part), *part.shape[-2:])} is wanted.")
+        found.append(_peaks_of(made.float(), ties, number))
+        if time.monotonic() - said > 5:
+            said = time.monotonic()
+            done = min(len(images), (number + 1) * CHUNK)
+            listener.said(f"salient peaks ({name}): {done:,} of {len(images):,} images")
+    return torch.cat(found)
+
+
+def _peaks_of(maps: Tensor, ties: str, chunk: int) -> Tensor:
+    return peak(maps, generator=generator("saliency ties", chunk) if ties == "random" else None).cpu()
+
+
+def cache_folder() -> Path:
+    """``$LONGTAIL_CACHE``, else ``longtail`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    own = os.environ.get("LONGTAIL_CACHE")
+    if own:
+        return Path(own)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "longtail"
+    except RuntimeError as error:  # no home folder
+        raise ConfigError(f"There is no cache folder: {error}", hint="Set LONGTAIL_CACHE.") from None
+
+
+def _cache_file(train: ImageSet, detector: str, ties: str) -> Path:
+    parts = (train.fingerprint(), detector, ties, str(DETECTION_VERSION))
+    name = hashlib.blake2b("\0".join(parts).encode(), digest_size=12).hexdigest()
+    return cache_folder() / "peaks" / f"{name}.safetensors"
+
+
+def _read(path: Path, train: ImageSet) -> Tensor | None:
+    """What was kept, or None where there is nothing or nothing that fits."""
+    try:
+        peaks = load_file(path)["peaks"]
+    except (OSError, SafetensorError, KeyError):
+        return None
+    last = torch.tensor(train.images.shape[-2:]) - 1
+    fits = peaks.shape == (len(train), 2) and peaks.dtype == torch.int64
+    return peaks if fits and bool(((peaks >= 0) & (peaks <= last)).all()) else None
+
+
+def _keep(path: Path, peaks: Tensor) -> None:
+    """Keep peaks where the cache can be written; elsewhere they are found again next time."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, save({"peaks": peaks}))
+    except (OSError, ResourceError):
+        return
+
+
+def digest(peaks: Tensor | None) -> str | None:
+    """A short digest of peaks, so that a resumed run can tell that they are the same."""
+    return None if peaks is None else hashlib.blake2b(peaks.contiguous().numpy().tobytes(), digest_size=8).hexdigest()

@@ -1,0 +1,186 @@
+"""Criteria: that each is the loss, with the vectors of the counts, that its name says, in every part of a run."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch import Tensor
+
+import oracles
+from longtail.losses import cross_entropy, focal_loss
+from longtail.methods.base import Progress
+from longtail.methods.criteria import CRITERIA, Criterion, CriterionSettings, build_criterion
+from longtail.methods.plain import PlainSettings
+from longtail.rng import generator
+
+COUNTS = [500, 60, 7, 1]
+EPOCHS = 10
+EARLY, LATE = Progress(70, 7, EPOCHS, 0), Progress(80, 8, EPOCHS, 0)
+WEIGHED = {"class-balanced", "class-balanced-focal", "ce-drw", "ldam-drw"}
+
+every_criterion = pytest.mark.parametrize("name", list(CRITERIA))
+
+
+def built(name: str, **settings: Any) -> Criterion:
+    return build_criterion(CriterionSettings.model_validate({"criterion": name, **settings}), COUNTS)
+
+
+def inputs() -> tuple[Tensor, Tensor]:
+    g = generator("criteria test")
+    soft = torch.rand(9, 4, generator=g, dtype=torch.float64)
+    return 5 * torch.randn(9, 4, generator=g, dtype=torch.float64), soft / soft.sum(1, keepdim=True)
+
+
+def slow(name: str, logits: list[list[float]], target: list[list[float]], late: bool) -> float:
+    """From the papers' equations and the default settings."""
+    weight = oracles.class_balanced_weights(COUNTS, 0.9999)
+    prior = [n / sum(COUNTS) for n in COUNTS]
+    log_prior = torch.tensor(prior, dtype=torch.float64).log().tolist()
+    margins = [30 * m for m in oracles.ldam_margins(COUNTS, 0.5)]
+    drawn_late = weight if late else None
+    return {
+        "ce": lambda: oracles.cross_entropy(logits, target),
+        "focal": lambda: oracles.focal(logits, target, 1.0),
+        "class-balanced": lambda: oracles.cross_entropy(logits, target, weight=weight),
+        "class-balanced-focal": lambda: oracles.focal(logits, target, 1.0, weight=weight),
+        "balanced-softmax": lambda: oracles.cross_entropy(logits, target, log_prior),
+        "logit-adjustment": lambda: oracles.cross_entropy(logits, target, log_prior),
+        "ce-drw": lambda: oracles.cross_entropy(logits, target, weight=drawn_late),
+        "ldam-drw": lambda: oracles.margin_cross_entropy(logits, target, margins, weight=drawn_late),
+    }[name]()
+
+
+@every_criterion
+@pytest.mark.parametrize("at", [EARLY, LATE])
+def test_a_criterion_is_the_slow_loop_of_its_paper(name: str, at: Progress) -> None:
+    logits, target = inputs()
+    expected = slow(name, logits.tolist(), target.tolist(), at.epoch >= 8)
+    assert float(built(name)(logits, target, at)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_every_criterion_that_can_be_chosen_is_in_the_table() -> None:
+    choices = get_args(CriterionSettings.model_fields["criterion"].annotation)
+    assert set(choices) == set(CRITERIA)
+    assert PlainSettings.model_fields.keys() >= CriterionSettings.model_fields.keys()
+
+
+@every_criterion
+def test_each_setting_moves_the_criteria_that_read_it_and_no_other(name: str) -> None:
+    logits, target = inputs()
+    moved = {
+        key
+        for key, value in {
+            "tau": 0.5,
+            "focal_gamma": 2.0,
+            "drw_start": 9,
+            "drw_beta": 0.99,
+            "max_margin": 0.1,
+            "margin_scale": 10.0,
+        }.items()
+        if not torch.equal(built(name, **{key: value})(logits, target, LATE), built(name)(logits, target, LATE))
+    }
+    assert (
+        moved
+        == {
+            "ce": set(),
+            "focal": {"focal_gamma"},
+            "class-balanced": {"drw_beta"},
+            "class-balanced-focal": {"drw_beta", "focal_gamma"},
+            "balanced-softmax": set(),
+            "logit-adjustment": {"tau"},
+            "ce-drw": {"drw_start", "drw_beta"},
+            "ldam-drw": {"drw_start", "drw_beta", "max_margin", "margin_scale"},
+        }[name]
+    )
+
+
+@every_criterion
+def test_criteria_of_equal_counts_without_gamma_and_margin_are_cross_entropy(name: str) -> None:
+    logits, target = inputs()
+    chosen = CriterionSettings.model_validate({"criterion": name, "focal_gamma": 0.0, "max_margin": 0.0, "tau": 1.3})
+    criterion = build_criterion(chosen, [17] * 4)
+    for at in (EARLY, LATE):
+        torch.testing.assert_close(criterion(logits, target, at), cross_entropy(logits, target))
+
+
+@pytest.mark.parametrize("name", ["ce-drw", "ldam-drw"])
+def test_deferred_weights_start_in_the_epoch_that_is_named(name: str) -> None:
+    criterion = built(name, drw_start=0.8)
+    assert [criterion.weighs(Progress(0, epoch, 200, 0)) for epoch in (0, 159, 160, 199)] == [False, False, True, True]
+    assert [criterion.weighs(Progress(0, epoch, 20, 0)) for epoch in (15, 16)] == [False, True]
+    by_epoch = built(name, drw_start=3)
+    assert [by_epoch.weighs(Progress(0, epoch, 200, 0)) for epoch in (2, 3)] == [False, True]
+    assert not built(name, drw_start=1.0).weighs(Progress(0, 199, 200, 0))
+    assert built(name, drw_start=0.0).weighs(Progress(0, 0, 200, 0))
+
+
+@every_criterion
+def test_only_weights_change_in_the_course_of_a_run(name: str) -> None:
+    logits, target = inputs()
+    criterion = built(name)
+    assert criterion.weighs(LATE) == (name in WEIGHED)
+    changed = not torch.equal(criterion(logits, target, EARLY), criterion(logits, target, LATE))
+    assert changed == name.endswith("-drw")
+
+
+@every_criterion
+def test_a_criterion_leaves_nothing_in_a_checkpoint_and_survives_a_copy(name: str) -> None:
+    logits, target = inputs()
+    criterion = built(name)
+    assert not criterion.state_dict()
+    assert not list(criterion.parameters())
+    assert all(buffer.shape == (4,) and buffer.dtype == torch.float32 for buffer in criterion.buffers())
+    assert torch.equal(copy.deepcopy(criterion)(logits, target, LATE), criterion(logits, target, LATE))
+
+
+@every_criterion
+def test_what_the_counts_decide_moves_with_the_module(name: str) -> None:
+    moved = built(name).to("meta")
+    assert all(buffer.device.type == "meta" for buffer in moved.buffers())
+
+
+def test_a_rarer_class_has_a_smaller_offset_a_larger_weight_and_a_larger_margin() -> None:
+    offsets = [built(name).offset for name in ("balanced-softmax", "logit-adjustment")]
+    assert all(bool((offset.diff() < 0).all()) for offset in offsets)
+    assert all(bool((built(name).weight.diff() > 0).all()) for name in WEIGHED)
+    margins = built("ldam-drw").margins
+    assert bool((margins.diff() > 0).all())
+    assert float(margins.max()) == pytest.approx(15.0)
+
+
+def test_ldam_takes_its_margins_from_the_cosine() -> None:
+    """As in the authors' program: 30 * (cosine - m) for the label, 30 * cosine for all others."""
+    cosine = (2 * torch.rand(6, 4, generator=generator("cosines"), dtype=torch.float64) - 1) * 0.9
+    ids = torch.tensor([0, 1, 2, 3, 0, 1])
+    hard = torch.nn.functional.one_hot(ids, 4).double()
+    margins = torch.tensor(oracles.ldam_margins(COUNTS, 0.5), dtype=torch.float64)
+    weight = torch.tensor(oracles.class_balanced_weights(COUNTS, 0.9999), dtype=torch.float64)
+    program = torch.nn.functional.cross_entropy(30 * (cosine - hard * margins), ids, weight=weight)
+    torch.testing.assert_close(built("ldam-drw")(30 * cosine, hard, LATE), program, rtol=1e-6, atol=0)
+
+
+def test_a_criterion_of_ones_own_needs_only_a_loss_and_its_vectors() -> None:
+    logits, target = inputs()
+    offset = torch.tensor([0.0, -1.0, -2.0, -3.0])
+    criterion = Criterion(lambda x, t, offset: focal_loss(x, t, gamma=2.0, offset=offset), offset=offset)
+    torch.testing.assert_close(criterion(logits, target, EARLY), focal_loss(logits, target, gamma=2.0, offset=offset))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("criterion", "ldam"),
+        ("tau", -1),
+        ("focal_gamma", -0.1),
+        ("drw_start", 1.5),
+        ("drw_beta", 1.1),
+        ("max_margin", -0.5),
+        ("margin_scale", 0),
+    ],
+)
+def test_a_setting_outside_its_range_is_refused(key: str, value: object) -> None:
+    with pytest.raises(ValueError, match=key):
+        CriterionSettings.model_validate({key: value})
