@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longtail.config import METHOD_SETTINGS, Config, build_config, differences, known_keys
+from longtail.config import METHOD_SETTINGS, Config, OptimSettings, build_config, differences, known_keys
 from longtail.errors import ConfigError
 from longtail.layers import merge, parse_assignments, read_config_file
 from longtail.methods import METHODS
@@ -323,18 +323,72 @@ def test_the_key_does_not_depend_on_the_folder_or_on_how_it_is_computed(word: st
 
 
 CHANGES = ["seed=1", "init=weights.safetensors", "data.name=cifar10", "data.imbalance=7", "data.profile=step"]
-CHANGES += ["data.subset_seed=1", "data.size=16", "data.val=5", "data.groups=[50, 10]", "data.allow_empty=true"]
+CHANGES += [
+    "data.overlap=0.3",
+    "data.subset_seed=1",
+    "data.size=16",
+    "data.val=5",
+    "data.groups=[50, 10]",
+    "data.allow_empty=true",
+]
 CHANGES += ["views.classification=autoaugment", "views.contrastive=autoaugment", "model.backbone=resnet20"]
 CHANGES += ["model.classifier=cosine", "method.name=bcl", "method.tau=0.5", "method.omega=0.5"]
 CHANGES += ["optim.epochs=3", "optim.batch=4", "optim.lr=0.01", "optim.schedule=step", "optim.warmup_epochs=2"]
 CHANGES += ["optim.milestones=[0.1]", "optim.decay=0.2", "optim.momentum=0.5", "optim.nesterov=true"]
-CHANGES += ["optim.weight_decay=0"]
+CHANGES += ["optim.weight_decay=0", "data.overlap=0.5"]
 
 
 def test_the_key_depends_on_everything_else() -> None:
     keys = {word: load_config("npz/concutmix", [word]).key() for word in CHANGES}
     keys["nothing"] = load_config("npz/concutmix").key()
     assert len(set(keys.values())) == len(keys)
+
+
+class WithMore(OptimSettings):
+    """As a later version may have it."""
+
+    sam: float = 0.0
+
+
+def test_a_setting_that_is_added_with_a_default_leaves_the_keys_as_they_are() -> None:
+    config = load_config("scenes/concutmix", ["optim.lr=0.3"])
+    later = config.model_copy(update={"optim": WithMore(**config.optim.model_dump())})
+    assert later.key() == config.key()
+    assert config.model_copy(update={"optim": WithMore(**config.optim.model_dump(), sam=0.1)}).key() != config.key()
+
+
+def test_a_default_that_is_spelled_out_leaves_the_key_as_it_is() -> None:
+    plain = load_config("npz/bcl")
+    spelled = ["method.alpha=2", "method.beta=0.6", "optim.momentum=0.9", "data.groups=[100, 20]", "optim.decay=0.1"]
+    assert load_config("npz/bcl", spelled).key() == plain.key()
+
+
+def test_one_epoch_and_the_whole_run_are_not_the_same_time() -> None:
+    keys = {load_config("npz/ce", [f"optim.warmup_epochs={time}"]).key() for time in ("1", "1.0")}
+    assert len(keys) == 2
+
+
+def test_initial_weights_count_by_content_wherever_they_lie(tmp_path: Path) -> None:
+    for name, content in (("a", b"1"), ("b", b"1"), ("c", b"2")):
+        (tmp_path / name).write_bytes(content)
+    a, b, c = (load_config("npz/ce", {"init": str(tmp_path / name)}).key() for name in "abc")
+    assert a == b != c
+
+
+def test_an_initial_run_counts_by_its_key(tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        (tmp_path / name).mkdir()
+        values = load_config("npz/ce", {"seed": seed, "out": str(tmp_path / name)}).plain()
+        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump(values))
+    a, b, c = (load_config("npz/bcl", {"init": str(tmp_path / name)}).key() for name in "abc")
+    assert a == b != c
+    assert load_config("npz/bcl").key(init=load_config("npz/ce").key()) == a
+
+
+def test_a_run_that_was_started_from_its_own_weights_has_a_key(tmp_path: Path) -> None:
+    config = load_config("npz/ce", {"init": str(tmp_path)})
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.plain()))
+    assert len(config.key()) == 12
 
 
 def test_every_key_is_one_that_moves_the_result_or_one_that_does_not() -> None:

@@ -13,25 +13,38 @@ from longtail.rng import generator
 @dataclass(frozen=True)
 class Batch:
     """One step's images: ``views``, each (B, 3, H, W) float32 normalized; ``target`` (B,) int64; ``index`` (B,) int64,
-    positions in the training set; ``partner``, a second batch of B images drawn by the method's partner sampler."""
+    positions in the training set; ``partner``, a second batch of B images drawn by the method's partner sampler;
+    ``peaks`` (B, 2) int64, row and column of each image's salient peak in ``views[0]``, where the method wants it."""
 
     views: tuple[Tensor, ...]
     target: Tensor
     index: Tensor
     partner: Batch | None = None
+    peaks: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class DataNeeds:
     """The views a method wants of each image, by role (a key of ``views.*``), and how its partners are drawn.
 
-    A method gets exactly this: a view that is not declared is not made.
+    A method gets exactly this: a view that is not declared is not made. ``partner_labels`` asks for partners of which
+    the labels alone are used, so that no view of theirs is made. ``detector`` names the saliency detector whose peaks
+    are found once per data set, and follow the first view of an image and of its partner. ``beta`` is that of the
+    samplers by effective numbers.
     """
 
     views: tuple[str, ...] = ("classification",)
     sampler: str = "shuffle"
     partner_views: tuple[str, ...] = ()
     partner_sampler: str = "class_balanced"
+    partner_labels: bool = False
+    detector: str | None = None
+    beta: float = 0.9999
+
+    @property
+    def partner(self) -> bool:
+        """Whether any step uses partners."""
+        return self.partner_labels or bool(self.partner_views)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from longtail.data.batch import Batch, DataNeeds, Progress
 from longtail.data.images import ImageSet
-from longtail.data.sampling import SAMPLERS, epoch_plan
+from longtail.data.sampling import epoch_plan, sampler_named
 from longtail.data.views import View
+from longtail.errors import ConfigError
 from longtail.rng import generator
 
 
@@ -20,7 +21,8 @@ class Loader:
     """Makes the batch of any step of any epoch, alone.
 
     The images stay stacked on one device as uint8; ``views`` maps a role to its augmentation. With ``workers`` > 0
-    that many threads make batches ahead; the batches are the same.
+    that many threads make batches ahead; the batches are the same. ``peaks`` (N, 2) are the salient peaks of the
+    training images, row and column, where ``needs.detector`` names one; the first view carries them along.
     """
 
     def __init__(
@@ -33,8 +35,13 @@ class Loader:
         seed: int,
         *,
         workers: int = 0,
+        peaks: Tensor | None = None,
     ) -> None:
         self.train, self.needs, self.views = train, needs, views
+        if (peaks is None) != (needs.detector is None) or (peaks is not None and peaks.shape != (len(train), 2)):
+            given = "none" if peaks is None else tuple(peaks.shape)
+            raise ConfigError(f"The method's detector is {needs.detector}, and the peaks given are {given}.")
+        self.peaks = peaks
         self.batch_size, self.epochs, self.seed, self.workers = batch, epochs, seed, workers
         self.labels = train.labels.cpu()
         self._plans: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
@@ -52,11 +59,12 @@ class Loader:
         return plans[epoch]
 
     def _draw_plan(self, epoch: int) -> tuple[list[Tensor], list[Tensor]]:
-        own, order = SAMPLERS[self.needs.sampler], generator(self.seed, "order", epoch)
+        own, order = sampler_named(self.needs.sampler, self.needs.beta), generator(self.seed, "order", epoch)
         batches = epoch_plan(self.labels, self.batch_size, order, sampler=own)
-        if not self.needs.partner_views:
+        if not self.needs.partner:
             return batches, []
-        sampler, order = SAMPLERS[self.needs.partner_sampler], generator(self.seed, "partner order", epoch)
+        sampler = sampler_named(self.needs.partner_sampler, self.needs.beta)
+        order = generator(self.seed, "partner order", epoch)
         drawn = sampler(self.labels, len(self.train), order)
         return batches, list(torch.split(drawn, [len(indices) for indices in batches]))
 
@@ -74,10 +82,16 @@ class Loader:
     ) -> Batch:
         placed = indices.to(self.train.images.device)
         images = self.train.images[placed]
-        views = tuple(
-            self.views[role](images, generator(self.seed, purpose, number, step)) for number, role in enumerate(roles)
-        )
-        return Batch(views, self.train.labels[placed], indices, partner)
+        made, peaks = [], None
+        for number, role in enumerate(roles):
+            view, draws = self.views[role], generator(self.seed, purpose, number, step)
+            if number == 0 and self.peaks is not None:
+                params = view.draw(torch.tensor(images.shape[-2:]).expand(len(images), 2), draws)
+                made.append(view.apply(images, params))
+                peaks = view.carry_points(self.peaks[indices], params).round().to(torch.int64)
+            else:
+                made.append(view(images, draws))
+        return Batch(tuple(made), self.train.labels[placed], indices, partner, peaks)
 
     def iterate(self, start: int, stop: int, wants_partner: Callable[[Progress], bool]) -> Iterator[Batch]:
         """The batches of steps ``start`` to ``stop`` - 1, made ahead by threads where ``workers`` > 0."""

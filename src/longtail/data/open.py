@@ -23,7 +23,12 @@ def open_data(settings: DataSettings, source: Source | None = None) -> Prepared:
             hint="longtail.train('arrays/METHOD', source=longtail.data.from_arrays(images, labels))",
         )
     if settings.name == "scenes":
-        scenes = load_scenes(seed=settings.subset_seed, imbalance=settings.imbalance, profile=settings.profile)
+        scenes = load_scenes(
+            seed=settings.subset_seed,
+            imbalance=settings.imbalance,
+            profile=settings.profile,
+            overlap=settings.overlap,
+        )
         return prepare(scenes, imbalance=None, val=settings.val, allow_empty=settings.allow_empty)
     if source is None:
         source = load_source(settings.name, settings.path, download=settings.download, size=settings.size)

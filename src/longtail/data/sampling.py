@@ -7,6 +7,7 @@ generator by seed, purpose and epoch, so the plan is the same in every process a
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Generator, Tensor
@@ -72,6 +73,15 @@ SAMPLERS: dict[str, Sampler] = {
     "effective_number_per_sample": effective_number_per_sample,
     "reversed": reversed_frequency,
 }
+
+
+def sampler_named(name: str, beta: float = DEFAULT_BETA) -> Sampler:
+    """The sampler ``name`` of :data:`SAMPLERS`, with ``beta`` where it is one of effective numbers."""
+    of_effective_numbers = {
+        "effective_number": partial(effective_number, beta=beta),
+        "effective_number_per_sample": partial(effective_number_per_sample, beta=beta),
+    }
+    return of_effective_numbers.get(name, SAMPLERS[name])
 
 
 def epoch_plan(labels: Tensor, batch: int, generator: Generator, *, sampler: Sampler = shuffle) -> list[Tensor]:

@@ -19,8 +19,10 @@ SIDE = 32
 """Side of an image in pixels."""
 CONTRAST, MERGED = 64, 12
 """A color stands out if its luma is at least 64 of 255 away from that of all but 12 % of the pixels it is drawn on."""
+WHOLE = 1 << 16
+"""The digits' shares of an overlap are in 65536ths: a power of two, so that no float is rounded on the way."""
 FAINTEST = 48
-"""Opacity in 256ths below which a pixel of the digit is not drawn, so that the mask has a sharp meaning."""
+"""Opacity in 256ths below which a pixel of the object is not drawn, so that the mask has a sharp meaning."""
 
 
 class Scene(NamedTuple):
@@ -37,6 +39,7 @@ class Scene(NamedTuple):
     size: int
     row: int
     column: int
+    other: int  # a digit of another class, drawn into the own one where the set overlaps
     colors: tuple[int, ...]  # candidates, 0xRRGGBB
 
 
@@ -74,27 +77,33 @@ def background(scene: Scene, material: Material) -> UInt8:
     return brightened.astype(np.uint8)
 
 
-def opacity(scene: Scene, material: Material) -> Int64:
-    """The digit's opacity (32, 32) in 0..256: bilinear enlargement (half-pixel centers), then contrast doubled.
+def opacity(scene: Scene, material: Material, overlap: float = 0.0) -> Int64:
+    """The object's opacity (32, 32) in 0..256: that of the own digit, of which another takes the share ``overlap``.
 
-    o = 2 v - 1/2 for the enlarged intensity v in [0, 1], clipped; below ``FAINTEST`` it is 0.
+    (1 - r) o_own + r o_other, and 0 where that is below ``FAINTEST``. A digit's o = 2 v - 1/2, clipped to [0, 1], for
+    its intensity v in [0, 1], enlarged bilinearly (half-pixel centers). Both stand at the scene's place and size.
     """
     weights = _bilinear(scene.size)
-    enlarged = weights @ material.digits[scene.digit] @ weights.T
+    enlarged = weights @ material.digits[[scene.digit, scene.other]] @ weights.T
     full = 16 * (2 * scene.size) ** 2
-    sharp = np.clip(512 * enlarged // full - 128, 0, 256)
+    own, other = np.clip(512 * enlarged // full - 128, 0, 256)
+    share = int(overlap * WHOLE)
+    blended = (WHOLE - share) * own + share * other + WHOLE // 2 >> 16
     canvas = np.zeros((SIDE, SIDE), dtype=np.int64)
-    canvas[scene.row : scene.row + scene.size, scene.column : scene.column + scene.size] = sharp
+    canvas[scene.row : scene.row + scene.size, scene.column : scene.column + scene.size] = blended
     canvas[canvas < FAINTEST] = 0
     return canvas
 
 
-def render(scene: Scene, material: Material, color: int | None = None) -> tuple[UInt8, Bool]:
-    """The image (32, 32, 3) and its object mask (32, 32); ``color`` 0xRRGGBB replaces the one the scene would take."""
+def render(scene: Scene, material: Material, color: int | None = None, overlap: float = 0.0) -> tuple[UInt8, Bool]:
+    """The image (32, 32, 3) and its object mask (32, 32); ``color`` 0xRRGGBB replaces the one the scene would take.
+
+    That one is chosen under the own digit alone, so that ``overlap`` changes no color.
+    """
     ground = background(scene, material).astype(np.int64)
-    alpha = opacity(scene, material)
+    alpha = opacity(scene, material, overlap)
     mask = alpha > 0
-    ink = _channels([legible(scene.colors, ground[mask]) if color is None else color])[0]
+    ink = _channels([legible(scene.colors, ground[opacity(scene, material) > 0]) if color is None else color])[0]
     blended = ground + ((ink - ground) * alpha[:, :, None] + 128 >> 8)
     return blended.astype(np.uint8), mask
 

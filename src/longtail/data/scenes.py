@@ -21,7 +21,7 @@ from torch import Tensor
 from longtail.data.images import ImageSet, Source
 from longtail.data.longtail import class_counts
 from longtail.data.scene_rendering import SIDE, Material, Scene, load_material, render
-from longtail.errors import DataError
+from longtail.errors import ConfigError, DataError
 from longtail.rng import numpy_generator
 
 Split = Literal["train", "val", "test"]
@@ -96,7 +96,7 @@ REGIONS: dict[str, dict[Split, tuple[Rectangle, ...]]] = {
 FAMILIES = tuple(REGIONS)
 
 
-def load_scenes(*, seed: int = 0, imbalance: float | None = None, profile: str = "exp") -> Source:
+def load_scenes(*, seed: int = 0, imbalance: float | None = None, profile: str = "exp", overlap: float = 0.0) -> Source:
     """The set ``scenes``: 32x32 color images of ten digits, long-tailed in train, balanced in val and test.
 
     n_i = int(250 * imbalance^(-i/9)) training images of digit i, ``imbalance`` 50 unless given; 32 for val and 80 for
@@ -105,18 +105,27 @@ def load_scenes(*, seed: int = 0, imbalance: float | None = None, profile: str =
     splits are disjoint. ``seed`` (``data.subset_seed``) chooses the training images and which families a rare class is
     seen on; val and test are the same for every seed, imbalance and profile.
 
-    Masks are true on the pixels that the digit was drawn on. Raises ``ConfigError`` for an imbalance below 1 or an
-    unknown profile, ``DataError`` if scikit-learn's material is not as expected.
+    ``overlap`` r in [0, 1) lets the classes overlap in appearance, in every split: the opacity of every object is
+    (1 - r) * own digit + r * a digit of the same split and one of the other nine classes, all equally likely. Labels,
+    places, colors and backgrounds are those of r = 0.
+
+    Masks are true on the pixels that the object was drawn on. Raises ``ConfigError`` for an imbalance below 1, an
+    unknown profile or an overlap outside [0, 1), ``DataError`` if scikit-learn's material is not as expected.
     """
+    if not 0 <= overlap < 1:
+        raise ConfigError(
+            f"The overlap of the scenes is {overlap}; it must be in [0, 1).",
+            hint="0 shows one digit, 0.5 both equally.",
+        )
     counts = class_counts(N_MAX, len(CLASS_NAMES), IMBALANCE if imbalance is None else imbalance, profile)
     material = load_material()
     train = plan_train(material, counts, families_seen(counts, seed), seed)
     return Source(
         name="scenes",
         class_names=CLASS_NAMES,
-        train=_image_set(train, material),
-        val=_image_set(plan_balanced(material, "val"), material),
-        test=_image_set(plan_balanced(material, "test"), material),
+        train=_image_set(train, material, overlap),
+        val=_image_set(plan_balanced(material, "val"), material, overlap),
+        test=_image_set(plan_balanced(material, "test"), material, overlap),
         background_names=FAMILIES,
     )
 
@@ -159,25 +168,32 @@ def plan_train(
     background pixels of another split: the same bias on pixels that training never showed.
     """
     scenes: list[Scene] = []
+    pools = [split_digits(material, label)["train"] for label in range(len(CLASS_NAMES))]
     for label, count in enumerate(counts):
         rng = numpy_generator(seed, "scenes", "train", label)
-        digits = split_digits(material, label)["train"]
+        # A stream of their own: the scenes are the same whether or not a second digit is drawn into them.
+        others = numpy_generator(seed, "scenes", "overlap", "train", label)
+        digits = pools[label]
         order = _shuffled(rng, len(digits))
         for j in range(count):
             lap, position = divmod(j, len(digits))
             family = seen[label][(j + lap) % len(seen[label])]
-            scenes.append(_draw(rng, label, digits[order[position]], family, area))
+            scenes.append(_draw(rng, label, digits[order[position]], family, area, _other_digit(others, pools, label)))
     return scenes
 
 
 def plan_balanced(material: Material, split: Literal["val", "test"]) -> list[Scene]:
     """The scenes of a balanced split: every class on every family, ``PER_CELL[split]`` times."""
     scenes: list[Scene] = []
-    for label in range(len(CLASS_NAMES)):
+    pools = [split_digits(material, label)[split] for label in range(len(CLASS_NAMES))]
+    for label, digits in enumerate(pools):
         rng = numpy_generator("scenes", split, label)
-        digits = split_digits(material, label)[split]
+        others = numpy_generator("scenes", "overlap", split, label)
         cells = [family for family in range(len(FAMILIES)) for _ in range(PER_CELL[split])]
-        scenes += [_draw(rng, label, digits[j % len(digits)], family, split) for j, family in enumerate(cells)]
+        scenes += [
+            _draw(rng, label, digits[j % len(digits)], family, split, _other_digit(others, pools, label))
+            for j, family in enumerate(cells)
+        ]
     return scenes
 
 
@@ -190,8 +206,8 @@ def split_digits(material: Material, label: int) -> dict[Split, list[int]]:
     return {"train": shuffled[:first], "val": shuffled[first:second], "test": shuffled[second:]}
 
 
-def _image_set(scenes: Sequence[Scene], material: Material) -> ImageSet:
-    drawn = [render(scene, material) for scene in scenes]
+def _image_set(scenes: Sequence[Scene], material: Material, overlap: float) -> ImageSet:
+    drawn = [render(scene, material, overlap=overlap) for scene in scenes]
     images = np.stack([image for image, _ in drawn]).transpose(0, 3, 1, 2)
     return ImageSet(
         images=torch.from_numpy(np.ascontiguousarray(images)),
@@ -203,13 +219,21 @@ def _image_set(scenes: Sequence[Scene], material: Material) -> ImageSet:
     )
 
 
-def _draw(rng: np.random.Generator, label: int, digit: int, family: int, area: Split) -> Scene:
+def _other_digit(rng: np.random.Generator, pools: Sequence[Sequence[int]], label: int) -> int:
+    """A digit of one of the other classes, each equally likely; ``pools`` are the digits of a split by class."""
+    words = (int(word) >> 32 for word in rng.bit_generator.random_raw(2))
+    step = _pick(words, 1, len(pools))
+    pool = pools[(label + step) % len(pools)]
+    return pool[_pick(words, 0, len(pool))]
+
+
+def _draw(rng: np.random.Generator, label: int, digit: int, family: int, area: Split, other: int) -> Scene:
     words = (int(word) >> 32 for word in rng.bit_generator.random_raw(6 + CANDIDATES))
     photo, top, left = _place(REGIONS[FAMILIES[family]][area], words)
     flip, gain, size = bool(_pick(words, 0, 2)), _pick(words, *GAINS), _pick(words, *SIZES)
     row, column = _pick(words, 0, SIDE - size + 1), _pick(words, 0, SIDE - size + 1)
     colors = tuple(word >> 8 for word in words)
-    return Scene(label, digit, family, photo, top, left, flip, gain, size, row, column, colors)
+    return Scene(label, digit, family, photo, top, left, flip, gain, size, row, column, other, colors)
 
 
 def _pick(words: Iterator[int], low: int, high: int) -> int:

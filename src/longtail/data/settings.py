@@ -28,6 +28,8 @@ class DataSettings(Settings):
     """How class counts fall: exponentially, or a first half at full size and a second at the smallest."""
     subset_seed: int = Field(0, ge=0, lt=2**32)
     """Which images the long tail keeps; apart from the seed of training."""
+    overlap: float = Field(0.0, ge=0, lt=1)
+    """Share of a digit of another class in every image of the scenes."""
     val: int = Field(0, ge=0)
     """Images a class kept from training to select on."""
     groups: tuple[int, int] = (100, 20)
@@ -48,10 +50,15 @@ class DataSettings(Settings):
 
 
 def check_complete(settings: DataSettings) -> None:
-    """Raise ConfigError where the data set is read from ``data.path`` and there is none."""
+    """Raise ConfigError where there is no ``data.path`` to read from, or a key that the data set has no use for."""
     if settings.path is None and settings.name not in WITHOUT_PATH:
         raise ConfigError(
             f"'{settings.name}' needs data.path.", hint="Say where the images are: data.path=FILE_OR_FOLDER"
         )
     if settings.size is not None and settings.name in WITHOUT_PATH:
         raise ConfigError(f"data.size resizes images that are read; those of '{settings.name}' have their size.")
+    if settings.overlap and settings.name != "scenes":
+        raise ConfigError(
+            f"data.overlap blends the digits of the scenes; '{settings.name}' has none.",
+            hint="Leave it out, or take data.name=scenes.",
+        )

@@ -1,0 +1,42 @@
+"""Boxes, pasting, erasing, label mixing, and the label rectification of ConCutMix, as pure functions."""
+
+from longtail.mixing.boxes import (
+    Box,
+    boxes_around,
+    boxes_like,
+    boxes_to_mask,
+    cutmix_box,
+    draw_beta,
+    draw_cutmix,
+    erase,
+    paste,
+    transplant,
+    visible_fraction,
+)
+from longtail.mixing.labels import mix_labels, mixup
+from longtail.mixing.rectification import (
+    MINIMUM_DISTANCE,
+    rectification_confidence,
+    rectify_labels,
+    semantic_labels,
+)
+
+__all__ = [
+    "MINIMUM_DISTANCE",
+    "Box",
+    "boxes_around",
+    "boxes_like",
+    "boxes_to_mask",
+    "cutmix_box",
+    "draw_beta",
+    "draw_cutmix",
+    "erase",
+    "mix_labels",
+    "mixup",
+    "paste",
+    "rectification_confidence",
+    "rectify_labels",
+    "semantic_labels",
+    "transplant",
+    "visible_fraction",
+]

@@ -1,0 +1,117 @@
+"""The label rectification of ConCutMix, as pure functions: a label moves toward the centers near its feature."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# 1e-12 stands for a distance of 0: its inverse is finite in float32, and beside it every other center weighs nothing.
+MINIMUM_DISTANCE = 1e-12
+
+
+@torch.no_grad()
+def rectify_labels(
+    features: Tensor,
+    centers: Tensor,
+    labels: Tensor,
+    counts: Sequence[int] | Tensor,
+    *,
+    scale: float,
+    topk: int,
+) -> Tensor:
+    """Label rectification of ConCutMix: moves an area label toward the classes whose centers are near the feature.
+
+    With q from :func:`semantic_labels` and gamma from :func:`rectification_confidence`; without a gradient::
+
+        t_i := gamma_i q_i + (1 - gamma_i) t_i
+
+    Pan et al., arXiv 2407.04911. Authors' program: gamma leaves [0, 1] for a large scale, and a feature equal to a
+    center gives 1/0. Here: gamma is clamped and so is the distance, because the label must stay a distribution.
+
+    Args:
+        features: (B, D) not normalized.
+        centers: (C, D) not normalized.
+        labels: (B, C) area labels; rows sum to 1.
+        counts: (C,) training images per class.
+        scale: the config's omega, at least 0; the authors' values are 0.2 C / 255.
+        topk: classes that keep a share in q; more than C means C.
+
+    Returns:
+        (B, C) labels of the type of ``labels``; rows sum to 1.
+
+    Raises:
+        ValueError: on shapes that do not fit, topk < 1 or scale < 0.
+    """
+    if labels.shape != (features.shape[0], centers.shape[0]):
+        raise ValueError(
+            f"labels must be (B, C) = ({features.shape[0]}, {centers.shape[0]}), not {tuple(labels.shape)}."
+        )
+    semantic = semantic_labels(features, centers, topk)
+    gamma = rectification_confidence(labels, counts, scale).to(semantic.dtype)[:, None]
+    return (gamma * semantic + (1.0 - gamma) * labels).to(labels.dtype)
+
+
+@torch.no_grad()
+def semantic_labels(features: Tensor, centers: Tensor, topk: int) -> Tensor:
+    """The semantically consistent label: inverse distances to the topk nearest centers, scaled to sum to 1.
+
+    ::
+
+        s_ik = 1 / max(||u_i - v_k||_2, 1e-12),   q_ik = s_ik / sum of the topk largest s_i   (0 outside the topk)
+
+    Args:
+        features: u (B, D).
+        centers: v (C, D).
+        topk: at least 1; more than C means C.
+
+    Returns:
+        (B, C), float32 for float16 and bfloat16 inputs.
+    """
+    if features.ndim != 2 or centers.ndim != 2 or features.shape[1] != centers.shape[1]:
+        raise ValueError(
+            f"features and centers must be (B, D) and (C, D), not {tuple(features.shape)} and {tuple(centers.shape)}."
+        )
+    if topk < 1:
+        raise ValueError(f"topk must be at least 1, not {topk}.")
+    kind = torch.promote_types(torch.promote_types(features.dtype, centers.dtype), torch.float32)
+    # Differences, not |u|^2 + |v|^2 - 2 u.v: the latter loses the small distances, which weigh most here.
+    distance = torch.cdist(features.to(kind), centers.to(kind), compute_mode="donot_use_mm_for_euclid_dist").clamp_min(
+        MINIMUM_DISTANCE
+    )
+    near, ids = distance.topk(min(topk, centers.shape[0]), dim=1, largest=False)
+    # In units of the nearest distance the sum lies in [1, topk], so neither it nor its inverse can leave float32.
+    closeness = near[:, :1] / near
+    share = closeness / closeness.sum(1, keepdim=True)
+    return torch.zeros_like(distance).scatter(1, ids, share)
+
+
+@torch.no_grad()
+def rectification_confidence(labels: Tensor, counts: Sequence[int] | Tensor, scale: float) -> Tensor:
+    """The confidence gamma_i in the semantic label, (B,) in [0, 1]: larger for labels of frequent classes.
+
+    ::
+
+        gamma_i = clamp(scale * log(sum_k N_k t_ik) / sum_k log N_k, 0, 1)      (natural logarithms)
+
+    log N_k of a class without images is taken as 0; sum_k log N_k = 0 gives gamma = 0.
+
+    Args:
+        labels: t (B, C), the area labels.
+        counts: N (C,).
+        scale: the config's omega, at least 0.
+    """
+    if not scale >= 0:
+        raise ValueError(f"scale must be at least 0, not {scale}.")
+    if labels.ndim != 2:
+        raise ValueError(f"labels must be (B, C), not {tuple(labels.shape)}.")
+    kind = torch.promote_types(labels.dtype, torch.float32)
+    number = torch.as_tensor(counts).to(labels.device, kind)
+    if number.shape != (labels.shape[1],):
+        raise ValueError(f"counts must be ({labels.shape[1]},) for these labels, not {tuple(number.shape)}.")
+    total = number.clamp_min(1.0).log().sum()
+    # A mass below one image would give a negative gamma, that is 0 after the clamp.
+    mass = (labels.to(kind) @ number).clamp_min(1.0).log()
+    # total is 0 only where no class has two images: then the mass is 0 as well.
+    return (scale * mass / torch.where(total > 0, total, 1.0)).clamp(0.0, 1.0)
