@@ -15,8 +15,8 @@ from longtail.data.images import Source
 from longtail.data.loader import Loader
 from longtail.data.open import open_data
 from longtail.description import describe_run, summarize
-from longtail.device import resolve_device
 from longtail.detection import digest
+from longtail.device import resolve_device
 from longtail.errors import ConfigError, DivergedError, RunError
 from longtail.evaluate import Evaluation, EvaluationStoppedError, describe, evaluate, write_per_class, write_predictions
 from longtail.files import read_json, write_json

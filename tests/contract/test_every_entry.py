@@ -158,6 +158,7 @@ def test_without_a_partner_nothing_is_mixed(name: str) -> None:
 # Backbones and classifiers --------------------------------------------------------------------------------------------
 
 HEAVY = {"resnet32-w64", "torchvision/resnet34", "torchvision/resnet50", "torchvision/resnext50_32x4d"}
+HEAVY |= {"torchvision/vit_b_16", "torchvision/vit_b_32"}
 
 
 @pytest.mark.parametrize(

@@ -25,13 +25,17 @@ class _Build(Protocol):
 
 @dataclass(frozen=True)
 class MethodEntry:
-    """A row of ``METHODS``: what builds it, its settings and the point in them that carries the name."""
+    """A row of ``METHODS``: what builds it, its settings and the point in them that carries the name.
+
+    ``model`` is what a recipe of the method sets under ``model.*``, where its paper asks for a network of its own.
+    """
 
     build: _Build
     settings: type[Settings]
     summary: str
     paper: str
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    model: Mapping[str, Any] = field(default_factory=dict)
 
 
 METHODS: dict[str, MethodEntry] = {
@@ -103,6 +107,7 @@ METHODS: dict[str, MethodEntry] = {
         "margins that grow as classes get rarer, and classes weighed in the last fifth of training",
         "Cao et al., NeurIPS 2019, arXiv 1906.07413",
         {"criterion": "ldam-drw"},
+        {"classifier": "cosine"},
     ),
     "smcl": MethodEntry(
         SMCL,

@@ -12,6 +12,7 @@ from longtail.methods.base import Batch, Progress
 from longtail.models.network import Network
 from longtail.saliency import image_centers, peak, random_centers
 from longtail.saliency.detectors import DETECTORS
+from longtail.saliency.model import attention_modules
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,11 @@ class Locator:
     detector: str
     given: bool = False
 
+    def check(self, network: Network) -> None:
+        """Raise ConfigError if the detector cannot be had of this network: attention of one that has none."""
+        if not self.given and self.detector == "attention-rollout":
+            attention_modules(network)
+
     @property
     def wanted(self) -> str | None:
         """The detector whose peaks the batch has to bring along, or None (see DataNeeds.detector)."""
@@ -53,7 +59,8 @@ class Locator:
                 raise DivergedError(
                     f"The saliency maps of '{self.detector}' are not finite in step {at.step}.", hint="Lower optim.lr."
                 )
-            return Located(peak(maps), count)
+            # A random one of equal peaks: coarse maps tie over whole cells, and one of zeros would mean the corner.
+            return Located(peak(maps, generator=at.generator(purpose)), count)
         if self.detector == "random":
             return Located(random_centers(count, size, at.generator(purpose)).to(images.device))
         return Located(image_centers(count, size).to(images.device))

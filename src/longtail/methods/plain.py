@@ -53,6 +53,7 @@ class Plain(Method):
             model,
             self.classes,
             seed=seed,
+            size=size,
             projection=ProjectionSettings(hidden=settings.hidden, dim=settings.dim) if contrasted else None,
             centers=settings.contrast == "balanced",
         )

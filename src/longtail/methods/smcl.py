@@ -95,6 +95,7 @@ class SMCL(Method):
         self.network = Network(model, self.classes, seed=seed, size=size, projection=sizes)
         self.criterion = build_criterion(settings, counts)
         self.locate = Locator(settings.detector, given=settings.saliency_maps is not None)
+        self.locate.check(self.network)
         masking = settings.mask_probability > 0
         forwards_partner = settings.mu > 0 or settings.forward_partner
         self.needs = DataNeeds(

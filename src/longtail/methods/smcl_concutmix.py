@@ -76,6 +76,7 @@ class SMCLConCutMix(Method):
             centers=True,
         )
         self.locate = Locator(settings.detector, given=settings.saliency_maps is not None)
+        self.locate.check(self.network)
         locates = (settings.place == "salient" or settings.mu > 0) and settings.mix_probability > 0
         self.needs = DataNeeds(
             views=("classification", "contrastive", "contrastive"),

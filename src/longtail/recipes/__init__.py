@@ -31,7 +31,7 @@ def recipe_note(name: str) -> str:
 
 
 def recipe(name: str, imbalance: float | None = None) -> dict[str, Any]:
-    """The nested values of a recipe: preset, then the method's name, then the tuned entry.
+    """The nested values of a recipe: preset, then the method's name and network, then the tuned entry.
 
     ``imbalance`` picks the strength of logit adjustment where the source has one for it. Raises ConfigError for an
     unknown name, with the nearest match.
@@ -43,7 +43,8 @@ def recipe(name: str, imbalance: float | None = None) -> dict[str, Any]:
         if slash and method in METHODS:
             raise unknown_name("data set", data, PRESETS)
         raise unknown_name("recipe", name, recipe_names())
-    layers: list[Mapping[str, Any]] = [PRESETS[data], {"data": {"name": data}, "method": {"name": method}}]
+    named = {"data": {"name": data}, "model": METHODS[method].model, "method": {"name": method}}
+    layers: list[Mapping[str, Any]] = [PRESETS[data], named]
     if name in TUNED:
         layers.append(TUNED[name].settings)
     values = merge(*layers)

@@ -39,7 +39,7 @@ class Detector:
 
 
 def _learned(images: Tensor) -> Tensor:
-    return scenes_detector().to(images.device).maps(images)
+    return scenes_detector().maps(images)
 
 
 ONCE = "once per data set"
@@ -97,7 +97,7 @@ DETECTORS: dict[str, Detector] = {
     "grad-cam": Detector(
         "network",
         "the last feature map, weighted by the gradient of the label's logit",
-        EACH + "forward of the batch",
+        EACH + "forward and part of the backward of the batch",
         "Selvaraju et al., arXiv 1610.02391",
         network_maps=grad_cam,
     ),
