@@ -1,12 +1,13 @@
 """Keep the small files of finished runs under results/, and make docs/results.md from them.
 
-python benchmarks/results.py collect STUDY RUN...
+python benchmarks/results.py collect STUDY RUN...   (of a study with a file under studies/: all its run folders)
 python benchmarks/results.py speed            (what make bench saved)
 python benchmarks/results.py table            (make results)
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import shlex
 import shutil
@@ -18,8 +19,14 @@ from typing import Any
 
 import yaml
 
+from longtail.study import read_study
+from longtail.study.cells import Finder, study_cells
+from longtail.study.table import study_results
+from longtail.study.writing import markdown
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
+STUDIES = ROOT / "studies"
 PAGE = ROOT / "docs" / "results.md"
 SPEED = RESULTS / "speed" / "throughput.json"
 KEPT = ("results.json", "per_class.csv", "metrics.jsonl")
@@ -42,6 +49,8 @@ def collect(study: str, runs: Iterable[Path]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name in KEPT:
             shutil.copy(run / name, folder / name)
+        if (STUDIES / f"{study}.yaml").is_file():
+            keep_answers(run / "predictions.csv", folder / "predictions.csv")
         config = yaml.safe_load((run / "config.yaml").read_text())
         config["out"] = None
         if config["data"]["path"]:
@@ -61,6 +70,14 @@ def collect(study: str, runs: Iterable[Path]) -> None:
         about["fingerprint"] = described["data"]["fingerprint"]
         (folder / "environment.json").write_text(json.dumps(about, indent=1) + "\n")
         print(folder.relative_to(ROOT))
+
+
+def keep_answers(source: Path, kept: Path) -> None:
+    """What a paired comparison needs of predictions.csv: a number for each test image instead of its name."""
+    with source.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    lines = [",".join((row["index"], row["target"], row["predicted"], row["correct"])) for row in rows]
+    kept.write_text("\n".join(["id,target,predicted,correct", *lines]) + "\n")
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -86,7 +103,7 @@ def spread(values: list[float | None]) -> str:
     return mean if len(known) == 1 else f"{mean} ± {statistics.stdev(known):.2f}"
 
 
-def study_table(study: str, runs: list[dict[str, Any]]) -> list[str]:
+def study_table(runs: list[dict[str, Any]]) -> list[str]:
     """The table of one study, a line for each setting, and the commands under it."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
@@ -117,6 +134,19 @@ def study_table(study: str, runs: list[dict[str, Any]]) -> list[str]:
     return [*lines, "```"]
 
 
+def table_of_study(name: str) -> list[str]:
+    """The table of a study that has a file: its rows in its order, with differences to its baseline."""
+    study = read_study(STUDIES / f"{name}.yaml")
+    cells = study_cells(study, RESULTS / name / "of-no-run")
+    finder = Finder(RESULTS / name, fingerprint=lambda config: None)  # the images need not be at hand
+    for cell in cells:
+        finder.look(cell)
+    table = study_results(study.name, [row.label for row in study.rows], study.baseline, cells)
+    lines = markdown(table).splitlines()[2:]
+    command = f"longtail study studies/{name}.yaml --jobs 2"
+    return [*lines, "", "Command:", "", "```", command, "```"]
+
+
 def page() -> str:
     """The text of docs/results.md."""
     parts = [INTRODUCTION]
@@ -126,7 +156,9 @@ def page() -> str:
             continue
         about = study / "README.md"
         title = about.read_text().strip() if about.is_file() else f"## {study.name}"
-        parts.append("\n".join([title, "", *study_table(study.name, runs)]) + "\n")
+        with_file = (STUDIES / f"{study.name}.yaml").is_file()
+        table = table_of_study(study.name) if with_file else study_table(runs)
+        parts.append("\n".join([title, "", *table]) + "\n")
     if SPEED.is_file():
         parts.append("\n".join(speed_table(json.loads(SPEED.read_text()))) + "\n")
     return "\n".join(parts)

@@ -34,11 +34,19 @@ from longtail.listeners import Silent
 from longtail.models import build_backbone
 from longtail.recipes import load_config
 from longtail.rng import generator, numpy_generator
-from longtail.starting import build_views
+from longtail.starting import build_views, find_peaks
 from longtail.state import build_method
 from longtail.training import train
 
-METHODS = ("ce", "bcl", "concutmix")
+METHODS: dict[str, dict[str, Any]] = {
+    "ce": {},
+    "bcl": {},
+    "concutmix": {},
+    "smcl": {"mask_probability": 0.0},
+    "smcl-masked": {"mask_probability": 1.0, "mask_start": 0},
+}
+"""The rows, each a method with settings: smcl forwards two images for one of the batch, three where it is masked."""
+
 OUT = Path("runs/bench/throughput.json")
 
 
@@ -105,8 +113,9 @@ def bench(method: str, steps: int, folder: Path) -> dict[str, Any]:
     if not images.is_file():
         write_images(images, 256 * (steps + 1))
     config = load_config(
-        "npz/" + method,
+        "npz/" + method.removesuffix("-masked"),
         {
+            "method": METHODS[method],
             "data": {"path": str(images), "imbalance": None},
             "views": {"classification": "autoaugment"},
             "optim": {"epochs": 1, "batch": 256, "lr": 0.01},
@@ -116,7 +125,7 @@ def bench(method: str, steps: int, folder: Path) -> dict[str, Any]:
     )
     data = open_data(config.data)
     made = build_method(config, data.stats.counts, 32)
-    forwarded = len(made.needs.views) * config.optim.batch
+    forwarded = made.stacks()[-1] * config.optim.batch
     given = torch.randn(forwarded, 3, 32, 32, generator=generator("bench", "images"))
     variants = bare_variants(config.model.backbone, given)
     timed = {}
@@ -125,7 +134,9 @@ def bench(method: str, steps: int, folder: Path) -> dict[str, Any]:
         timed[name] = statistics.median(seconds(action) for _ in range(3))
     best = min(timed, key=lambda name: timed[name])
 
-    loader = Loader(data.train, made.needs, build_views(config, data), 256, 1, 0)
+    views = build_views(config, data)
+    peaks = find_peaks(config, data, made, views, None, Silent())
+    loader = Loader(data.train, made.needs, views, 256, 1, 0, peaks=peaks)
     making = statistics.median(
         seconds(lambda step=step: loader.batch(step, with_partner=made.needs_partner(loader.progress(step))))  # type: ignore[misc]
         for step in range(min(10, loader.steps_per_epoch - 1))

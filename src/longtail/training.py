@@ -91,7 +91,7 @@ def train(
         peaks=peaks,
     )
     steps = config.optim.epochs * loader.steps_per_epoch
-    passes = config.optim.epochs * len(data.train) * max(method.stacks())
+    passes = config.optim.epochs * len(data.train) * method.stacks()[0]
     compiled = should_compile(config, device, passes, described, listener)
     if compiled:
         method.compile_for(min(config.optim.batch, len(data.train)), size)

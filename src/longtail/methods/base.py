@@ -45,7 +45,7 @@ class Method(nn.Module, abc.ABC):
         return self.needs.partner
 
     def stacks(self) -> tuple[int, ...]:
-        """How many batches of images its steps send through the network at once, each number that many steps have."""
+        """How many batches of images a step sends through the network at once: the usual number first."""
         return (len(self.needs.views),)
 
     def compile_for(self, batch: int, size: int) -> None:

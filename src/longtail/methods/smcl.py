@@ -122,7 +122,9 @@ class SMCL(Method):
         return self.contrasts(at) or self.settings.forward_partner or self.masks(at)
 
     def stacks(self) -> tuple[int, ...]:
-        return (2,) if self.needs.partner_views else (1,)
+        if not self.needs.partner_views:
+            return (1,)
+        return (2, 3) if self.settings.mask_probability > 0 else (2,)
 
     def mask(self, batch: Batch, at: Progress) -> Masked:
         """x^M: a box of side ratio sqrt(1 - lambda) around the salient peak is erased; lambda := what stays visible."""
