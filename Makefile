@@ -24,10 +24,10 @@ $(STAMP): FORCE
 
 FORCE:
 
-demo: $(STAMP)  ## train ce and concutmix on the embedded images and compare them
-	$(BIN)/python -m longtail train scenes/ce --out runs/demo/ce --overwrite
-	$(BIN)/python -m longtail train scenes/concutmix --out runs/demo/concutmix --overwrite
-	$(BIN)/python -m longtail report runs/demo/ce runs/demo/concutmix --out runs/demo/report.html
+demo: $(STAMP)  ## train ce, smcl and concutmix on the embedded images and compare them
+	rm -rf runs/demo
+	$(BIN)/python -m longtail study studies/demo.yaml --out runs/demo --jobs 2
+	$(BIN)/python -m longtail report runs/demo/ce-s0 runs/demo/smcl-s0 runs/demo/concutmix-s0 --out runs/demo/report.html
 
 check: $(STAMP)  ## format, lint, types
 	$(BIN)/ruff format --check .

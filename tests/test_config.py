@@ -13,7 +13,7 @@ from longtail.errors import ConfigError
 from longtail.layers import merge, parse_assignments, read_config_file
 from longtail.methods import METHODS
 from longtail.recipes import load_config
-from longtail.settings import resolve_time
+from longtail.settings import Time, resolve_time
 
 
 def refusal(target: str | None, *words: str) -> ConfigError:
@@ -347,7 +347,8 @@ def test_the_key_depends_on_everything_else() -> None:
 class WithMore(OptimSettings):
     """As a later version may have it."""
 
-    sam: float = 0.0
+    sam: float = 0
+    halt: Time = 1
 
 
 def test_a_setting_that_is_added_with_a_default_leaves_the_keys_as_they_are() -> None:
@@ -355,6 +356,19 @@ def test_a_setting_that_is_added_with_a_default_leaves_the_keys_as_they_are() ->
     later = config.model_copy(update={"optim": WithMore(**config.optim.model_dump())})
     assert later.key() == config.key()
     assert config.model_copy(update={"optim": WithMore(**config.optim.model_dump(), sam=0.1)}).key() != config.key()
+
+
+def with_more(**values: Any) -> str:
+    config = load_config("scenes/ce")
+    return config.model_copy(update={"optim": WithMore(**config.optim.model_dump(), **values)}).key()
+
+
+def test_a_default_that_is_written_as_another_kind_of_number_is_the_default() -> None:
+    assert with_more(sam=0.0) == with_more(sam=0) == with_more()
+
+
+def test_a_time_of_one_epoch_by_default_is_not_the_whole_run() -> None:
+    assert with_more(halt=1.0) != with_more(halt=1) == with_more()
 
 
 def test_a_default_that_is_spelled_out_leaves_the_key_as_it_is() -> None:

@@ -141,7 +141,8 @@ class Config(Settings):
         """A short digest of all that the result depends on: not the folder, nor how it is computed.
 
         Only what differs from the defaults counts, so that adding a setting leaves keys as they are. Initial weights
-        count by content: a run folder by its key, a file by its bytes; ``init`` stands for what is not there yet.
+        and saliency maps count by content: a run folder by its key, a file by its bytes; ``init`` stands for what is
+        not there yet.
         """
         kept: dict[str, Any] = {"seed": self.seed, "init": init or (self.init and _content_of(Path(self.init)))}
         for group, values in self:
@@ -149,6 +150,8 @@ class Config(Settings):
                 kept[group] = _changed(values)
         for name in ("path", "download"):
             kept["data"].pop(name, None)
+        if kept["method"].get("saliency_maps"):
+            kept["method"]["saliency_maps"] = _content_of(Path(kept["method"]["saliency_maps"]))
         text = json.dumps({name: value for name, value in kept.items() if value not in (None, {})}, sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
@@ -157,9 +160,8 @@ def _changed(values: Settings) -> dict[str, Any]:
     """The values that differ from the defaults of their settings, and the name in any case."""
     kind = type(values)
     needed = {name: getattr(values, name) for name, field in kind.model_fields.items() if field.is_required()}
-    # Through validation once more: a default is not checked, so 2 may stand for 2.0. In JSON 1 is not 1.0, as in times.
-    both = (kind.model_validate(one.model_dump()).model_dump(mode="json") for one in (values, kind(**needed)))
-    given, default = both
+    given, default = (one.model_dump(mode="json") for one in (values, kind(**needed)))
+    # Compared as JSON, in which a time of 1 (an epoch) is not 1.0 (the whole run).
     return {name: v for name, v in given.items() if name == "name" or json.dumps(v) != json.dumps(default[name])}
 
 
