@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
+import runpy
 import shlex
 import shutil
 import statistics
@@ -28,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
 STUDIES = ROOT / "studies"
 PAGE = ROOT / "docs" / "results.md"
+SALIENCY = RESULTS / "saliency"
 SPEED = RESULTS / "speed" / "throughput.json"
 KEPT = ("results.json", "per_class.csv", "metrics.jsonl")
 
@@ -147,6 +149,16 @@ def table_of_study(name: str) -> list[str]:
     return [*lines, "", "Command:", "", "```", command, "```"]
 
 
+def saliency_tables() -> list[str]:
+    """What benchmarks/saliency_study.py measured, with what README.md beside it says."""
+    study = runpy.run_path(str(ROOT / "benchmarks" / "saliency_study.py"))
+    lines = [(SALIENCY / "README.md").read_text().strip(), ""]
+    for path in (SALIENCY / name for name in ("hits.json", "backgrounds.json")):
+        if path.is_file():
+            lines += [*study["table"](json.loads(path.read_text())), ""]
+    return lines
+
+
 def page() -> str:
     """The text of docs/results.md."""
     parts = [INTRODUCTION]
@@ -159,6 +171,8 @@ def page() -> str:
         with_file = (STUDIES / f"{study.name}.yaml").is_file()
         table = table_of_study(study.name) if with_file else study_table(runs)
         parts.append("\n".join([title, "", *table]) + "\n")
+    if SALIENCY.is_dir():
+        parts.append("\n".join(saliency_tables()))
     if SPEED.is_file():
         parts.append("\n".join(speed_table(json.loads(SPEED.read_text()))) + "\n")
     return "\n".join(parts)
