@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 Matrix = Sequence[Sequence[float]]
 
@@ -195,3 +196,116 @@ def class_balanced_weights(counts: Sequence[int], beta: float) -> list[float]:
 def ldam_margins(counts: Sequence[int], max_margin: float) -> list[float]:
     roots = [1 / math.sqrt(math.sqrt(max(n, 1))) for n in counts]
     return [max_margin * root / max(roots) for root in roots]
+
+
+def balanced_masked_contrastive(
+    anchors: Matrix,
+    labels: Sequence[int],
+    features: Sequence[Matrix],
+    key_labels: Sequence[int],
+    centers: Matrix,
+    temperature: float,
+) -> float:
+    """Every class weighs the same in the denominator, and no column is left out: the anchors are not among them."""
+    rows, row_labels = flattened(features, key_labels)
+    columns, column_labels = [*rows, *centers], [*row_labels, *range(len(centers))]
+    total = 0.0
+    for anchor, label in zip(anchors, labels, strict=True):
+        scores = [dot(anchor, column) / temperature for column in columns]
+        denominator = 0.0
+        for c in range(len(centers)):
+            own = [math.exp(s) for s, k in zip(scores, column_labels, strict=True) if k == c]
+            denominator += math.fsum(own) / len(own)
+        toward = [s - math.log(denominator) for s, k in zip(scores, column_labels, strict=True) if k == label]
+        total -= math.fsum(toward) / len(toward)
+    return total / len(anchors)
+
+
+Pixels = Sequence[Sequence[Sequence[float]]]
+"""One image: channels, rows, columns."""
+
+
+def transplanted(background: Pixels, foreground: Pixels, box: Sequence[int], source: Sequence[int]) -> list[Any]:
+    """Pixel by pixel: what lies in the box comes from the place in the foreground that lies alike in its box."""
+    moved = [[list(row) for row in channel] for channel in background]
+    for c in range(len(background)):
+        for down in range(box[1] - box[0]):
+            for right in range(box[3] - box[2]):
+                moved[c][box[0] + down][box[2] + right] = foreground[c][source[0] + down][source[2] + right]
+    return moved
+
+
+def erased_around(image: Pixels, peak: Sequence[int], lam: float, *, value: float = 0.0) -> tuple[list[Any], float]:
+    """The image with the box of CutMix around ``peak`` at ``value``, and the fraction of its pixels that are left."""
+    height, width = len(image[0]), len(image[0][0])
+    inside = cutmix_mask(height, width, lam, peak[0], peak[1])
+    masked = [
+        [[value if inside[y][x] else channel[y][x] for x in range(width)] for y in range(height)] for channel in image
+    ]
+    return masked, 1 - sum(map(sum, inside)) / (height * width)
+
+
+def unit(row: Sequence[float]) -> list[float]:
+    length = math.sqrt(dot(row, row))
+    return [value / length for value in row]
+
+
+def sc(z: Sequence[float], toward: int, others: Matrix, labels: Sequence[int], temperature: float) -> float | None:
+    """-1/|P| sum over the others of class ``toward`` of log exp(s_p) / sum_j exp(s_j); None without one."""
+    scores = [dot(z, other) / temperature for other in others]
+    total = math.fsum(math.exp(score) for score in scores)
+    terms = [math.log(math.exp(s) / total) for s, label in zip(scores, labels, strict=True) if label == toward]
+    return -math.fsum(terms) / len(terms) if terms else None
+
+
+def smcl_masked(
+    logits: Matrix,
+    anchors: Matrix,
+    keys: Matrix,
+    labels: Sequence[int],
+    toward: Sequence[int],
+    lam: Sequence[float],
+    *,
+    mu: float,
+    variant: str,
+    temperature: float,
+    weight: Sequence[float],
+) -> float:
+    """Equations (5) to (7): lam CE(x^M, y) + (1 - lam) CE(x^M, y') and mu (lam sc(z^M; y) + (1 - lam) sc(z^M; y')).
+
+    ``logits`` and ``anchors`` are of x^M, ``keys`` of x and then of x'. B: y' alone in both; C: y' alone in the second.
+    """
+    key_labels = [*labels, *toward]
+    ce = weights = contrast = 0.0
+    for i, row in enumerate(logits):
+        log_p, z = log_softmax(row), unit(anchors[i])
+        share = 0.0 if variant == "B" else lam[i]
+        ce -= share * weight[labels[i]] * log_p[labels[i]] + (1 - share) * weight[toward[i]] * log_p[toward[i]]
+        weights += share * weight[labels[i]] + (1 - share) * weight[toward[i]]
+        mine, other = (sc(z, c, [unit(k) for k in keys], key_labels, temperature) for c in (labels[i], toward[i]))
+        assert mine is not None
+        assert other is not None
+        contrast += lam[i] * mine + (1 - lam[i]) * other if variant == "A" else other
+    return ce / weights + mu * contrast / len(logits)
+
+
+def smcl_clean(
+    logits: Matrix,
+    projected: Matrix,
+    labels: Sequence[int],
+    toward: Sequence[int],
+    *,
+    mu: float,
+    temperature: float,
+    weight: Sequence[float],
+) -> float:
+    """A step without a mask: cross-entropy of x, and sc of every image of x and x' among all the others."""
+    known, rows = [*labels, *toward], [unit(row) for row in projected]
+    terms = []
+    for i, z in enumerate(rows):
+        others = [j for j in range(len(rows)) if j != i]
+        terms.append(sc(z, known[i], [rows[j] for j in others], [known[j] for j in others], temperature))
+    there = [term for term in terms if term is not None]
+    applied = [weight[label] for label in labels]
+    ce = [-w * log_softmax(row)[label] for w, row, label in zip(applied, logits, labels, strict=True)]
+    return math.fsum(ce) / math.fsum(applied) + mu * math.fsum(there) / len(there)

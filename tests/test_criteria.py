@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import family_oracles
 import oracles
 from longtail.losses import cross_entropy, focal_loss
 from longtail.methods.base import Progress
@@ -50,6 +51,9 @@ def slow(name: str, logits: list[list[float]], target: list[list[float]], late: 
         "logit-adjustment": lambda: oracles.cross_entropy(logits, target, log_prior),
         "ce-drw": lambda: oracles.cross_entropy(logits, target, weight=drawn_late),
         "ldam-drw": lambda: oracles.margin_cross_entropy(logits, target, margins, weight=drawn_late),
+        "label-aware-smoothing": lambda: family_oracles.smoothed_cross_entropy(
+            logits, target, family_oracles.label_aware_smoothing(COUNTS, 0.4, 0.1)
+        ),
     }[name]()
 
 
@@ -79,6 +83,8 @@ def test_each_setting_moves_the_criteria_that_read_it_and_no_other(name: str) ->
             "drw_beta": 0.99,
             "max_margin": 0.1,
             "margin_scale": 10.0,
+            "smooth_head": 0.3,
+            "smooth_tail": 0.2,
         }.items()
         if not torch.equal(built(name, **{key: value})(logits, target, LATE), built(name)(logits, target, LATE))
     }
@@ -93,14 +99,16 @@ def test_each_setting_moves_the_criteria_that_read_it_and_no_other(name: str) ->
             "logit-adjustment": {"tau"},
             "ce-drw": {"drw_start", "drw_beta"},
             "ldam-drw": {"drw_start", "drw_beta", "max_margin", "margin_scale"},
+            "label-aware-smoothing": {"smooth_head", "smooth_tail"},
         }[name]
     )
 
 
 @every_criterion
-def test_criteria_of_equal_counts_without_gamma_and_margin_are_cross_entropy(name: str) -> None:
+def test_criteria_of_equal_counts_without_gamma_margin_and_smoothing_are_cross_entropy(name: str) -> None:
     logits, target = inputs()
-    chosen = CriterionSettings.model_validate({"criterion": name, "focal_gamma": 0.0, "max_margin": 0.0, "tau": 1.3})
+    neutral = {"focal_gamma": 0.0, "max_margin": 0.0, "tau": 1.3, "smooth_head": 0.0, "smooth_tail": 0.0}
+    chosen = CriterionSettings.model_validate({"criterion": name, **neutral})
     criterion = build_criterion(chosen, [17] * 4)
     for at in (EARLY, LATE):
         torch.testing.assert_close(criterion(logits, target, at), cross_entropy(logits, target))
@@ -142,13 +150,16 @@ def test_what_the_counts_decide_moves_with_the_module(name: str) -> None:
     assert all(buffer.device.type == "meta" for buffer in moved.buffers())
 
 
-def test_a_rarer_class_has_a_smaller_offset_a_larger_weight_and_a_larger_margin() -> None:
+def test_a_rarer_class_has_a_smaller_offset_a_larger_weight_a_larger_margin_and_less_smoothing() -> None:
     offsets = [built(name).offset for name in ("balanced-softmax", "logit-adjustment")]
     assert all(bool((offset.diff() < 0).all()) for offset in offsets)
     assert all(bool((built(name).weight.diff() > 0).all()) for name in WEIGHED)
     margins = built("ldam-drw").margins
     assert bool((margins.diff() > 0).all())
     assert float(margins.max()) == pytest.approx(15.0)
+    smoothing = built("label-aware-smoothing").smoothing
+    assert bool((smoothing.diff() < 0).all())
+    assert smoothing[[0, -1]].tolist() == pytest.approx([0.4, 0.1])
 
 
 def test_ldam_takes_its_margins_from_the_cosine() -> None:

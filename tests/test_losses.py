@@ -9,15 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import family_oracles
 import oracles
 from longtail.data.longtail import effective_number_probabilities
 from longtail.losses import (
     class_balanced_weights,
     cross_entropy,
     focal_loss,
+    label_aware_smoothing,
     ldam_margins,
     logit_adjustment,
     margin_cross_entropy,
+    smoothed_cross_entropy,
 )
 from longtail.rng import generator
 
@@ -387,3 +390,77 @@ def test_a_class_without_images_has_the_weight_and_margin_of_one_image() -> None
 def test_a_margin_falls_with_the_fourth_root_of_the_count() -> None:
     assert ldam_margins([10_000, 16, 1]).tolist() == pytest.approx([0.05, 0.25, 0.5])
     assert ldam_margins(torch.tensor([10_000, 16]), 1.0).tolist() == pytest.approx([0.2, 1.0])
+
+
+# Smoothing by class ---------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 10**6), st.integers(1, 9), st.integers(1, 7), st.booleans(), st.booleans(), st.booleans())
+def test_smoothed_cross_entropy_is_the_slow_loop(
+    seed: int, size: int, classes: int, soft: bool, with_offset: bool, with_weight: bool
+) -> None:
+    logits, ids, shares = batch(seed, size, classes)
+    g = generator(seed, "vectors")
+    offset = torch.randn(classes, generator=g, dtype=torch.float64) if with_offset else None
+    weight = torch.rand(classes, generator=g, dtype=torch.float64) + 0.1 if with_weight else None
+    smoothing = torch.rand(classes, generator=g, dtype=torch.float64)
+    target = shares if soft else ids
+    vectors = (None if offset is None else offset.tolist(), None if weight is None else weight.tolist())
+    slow = family_oracles.smoothed_cross_entropy(logits.tolist(), target.tolist(), smoothing.tolist(), *vectors)
+    loss = smoothed_cross_entropy(logits, target, smoothing=smoothing, offset=offset, weight=weight)
+    assert float(loss) == pytest.approx(slow, rel=1e-11, abs=1e-14)
+
+
+def test_smoothing_of_zero_is_cross_entropy_and_of_one_forgets_the_label() -> None:
+    logits, ids, soft = batch(20, 16, 5)
+    weight = torch.tensor([0.2, 1.0, 3.0, 0.5, 2.0])
+    for target in (ids, soft):
+        none = smoothed_cross_entropy(logits, target, smoothing=torch.zeros(5), weight=weight)
+        torch.testing.assert_close(none, cross_entropy(logits, target, weight=weight))
+    everything = smoothed_cross_entropy(logits, ids, smoothing=torch.ones(5))
+    torch.testing.assert_close(everything, cross_entropy(logits, torch.full((16, 5), 0.2)))
+
+
+def test_equal_smoothing_is_label_smoothing_of_torch() -> None:
+    logits, ids, _ = batch(21, 16, 5)
+    expected = F.cross_entropy(logits, ids, label_smoothing=0.3)
+    torch.testing.assert_close(smoothed_cross_entropy(logits, ids, smoothing=torch.full((5,), 0.3)), expected)
+
+
+def test_smoothing_of_one_hot_soft_targets_gives_the_hard_value_and_of_mixed_ones_the_mix() -> None:
+    logits, ids, _ = batch(22, 12, 5)
+    smoothing, weight = torch.tensor([0.4, 0.3, 0.2, 0.1, 0.0]), torch.tensor([0.2, 1.0, 3.0, 0.5, 2.0])
+    hard = smoothed_cross_entropy(logits, ids, smoothing=smoothing, weight=weight)
+    soft = smoothed_cross_entropy(logits, F.one_hot(ids, 5).double(), smoothing=smoothing, weight=weight)
+    torch.testing.assert_close(hard, soft)
+    mixed = 0.3 * F.one_hot(ids, 5).double() + 0.7 * F.one_hot(ids.roll(1), 5).double()
+    one, other, both = (smoothed_cross_entropy(logits, t, smoothing=smoothing) for t in (ids, ids.roll(1), mixed))
+    torch.testing.assert_close(both, 0.3 * one + 0.7 * other)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(1, 3000), min_size=1, max_size=6), st.floats(0, 1), st.floats(0, 1))
+def test_smoothing_of_counts_is_the_slow_loop(counts: list[int], head: float, tail: float) -> None:
+    smoothing = label_aware_smoothing(counts, head, tail)
+    expected = family_oracles.label_aware_smoothing(counts, head, tail)
+    assert smoothing.tolist() == pytest.approx(expected, rel=1e-6, abs=1e-7)
+    assert smoothing.dtype == torch.float32
+
+
+def test_smoothing_of_counts_goes_from_tail_to_head_and_rises_fast_in_between() -> None:
+    smoothing = label_aware_smoothing([101, 51, 1], 0.4, 0.1)
+    assert smoothing.tolist() == pytest.approx([0.4, 0.1 + 0.3 * math.sin(math.pi / 4), 0.1])
+    assert label_aware_smoothing([17] * 4, 0.4, 0.1).tolist() == pytest.approx([0.1] * 4)
+    assert torch.equal(label_aware_smoothing([10, 5, 0]), label_aware_smoothing([10, 5, 1]))
+
+
+def test_smoothing_that_does_not_fit_is_refused_in_words() -> None:
+    logits, ids = torch.zeros(4, 5), torch.zeros(4, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"smoothing must be \(5,\)"):
+        smoothed_cross_entropy(logits, ids, smoothing=torch.zeros(4))
+    for share in (-0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match=r"head must be in \[0, 1\]"):
+            label_aware_smoothing([3, 1], share, 0.1)
+        with pytest.raises(ValueError, match=r"tail must be in \[0, 1\]"):
+            label_aware_smoothing([3, 1], 0.1, share)

@@ -70,6 +70,17 @@ CLASSIFICATION: dict[str, Loss] = {
     "ldam_margins": lambda logits, labels: losses.margin_cross_entropy(
         logits, labels, margins=losses.ldam_margins(COUNTS).to(logits)
     ),
+    "smoothed_cross_entropy": lambda logits, labels: losses.smoothed_cross_entropy(
+        logits, labels, smoothing=torch.linspace(0.4, 0.1, CLASSES).to(logits)
+    ),
+    "smoothed_cross_entropy, soft": lambda logits, labels: losses.smoothed_cross_entropy(
+        logits,
+        0.7 * soft_target(labels, CLASSES) + 0.3 / CLASSES,
+        smoothing=torch.linspace(0.4, 0.1, CLASSES).to(logits),
+    ),
+    "label_aware_smoothing": lambda logits, labels: losses.smoothed_cross_entropy(
+        logits, labels, smoothing=losses.label_aware_smoothing(COUNTS).to(logits)
+    ),
     **{
         f"focal_loss, gamma {gamma}": lambda logits, labels, gamma=gamma: losses.focal_loss(  # type: ignore[misc]
             logits, labels, gamma=gamma

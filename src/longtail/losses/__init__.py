@@ -8,6 +8,7 @@ from longtail.losses.contrastive import (
     supervised_contrastive_loss,
 )
 from longtail.losses.margins import focal_loss, ldam_margins, margin_cross_entropy
+from longtail.losses.smoothing import label_aware_smoothing, smoothed_cross_entropy
 
 __all__ = [
     "balanced_contrastive_loss",
@@ -15,9 +16,11 @@ __all__ = [
     "class_balanced_weights",
     "cross_entropy",
     "focal_loss",
+    "label_aware_smoothing",
     "ldam_margins",
     "logit_adjustment",
     "margin_cross_entropy",
     "masked_contrastive_loss",
+    "smoothed_cross_entropy",
     "supervised_contrastive_loss",
 ]

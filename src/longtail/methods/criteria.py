@@ -14,9 +14,11 @@ from longtail.losses import (
     class_balanced_weights,
     cross_entropy,
     focal_loss,
+    label_aware_smoothing,
     ldam_margins,
     logit_adjustment,
     margin_cross_entropy,
+    smoothed_cross_entropy,
 )
 from longtail.settings import Settings, Time, resolve_time
 
@@ -33,6 +35,7 @@ class CriterionSettings(Settings):
         "logit-adjustment",
         "ce-drw",
         "ldam-drw",
+        "label-aware-smoothing",
     ] = "ce"
     """The classification loss, a key of CRITERIA."""
     tau: float = Field(1.0, ge=0)
@@ -47,6 +50,10 @@ class CriterionSettings(Settings):
     """Margin of the rarest class in ldam-drw, in units of the cosine."""
     margin_scale: float = Field(30.0, gt=0)
     """What ldam-drw multiplies margins by: the scale of the cosine classifier."""
+    smooth_head: float = Field(0.4, ge=0, le=1)
+    """Share that the label of the largest class gives up to all classes, in label-aware-smoothing."""
+    smooth_tail: float = Field(0.1, ge=0, le=1)
+    """Share that the label of the rarest class gives up to all classes, in label-aware-smoothing."""
 
 
 class Criterion(nn.Module):
@@ -62,6 +69,7 @@ class Criterion(nn.Module):
         *,
         offset: Tensor | None = None,
         margins: Tensor | None = None,
+        smoothing: Tensor | None = None,
         weight: Tensor | None = None,
         weight_start: Time = 0,
     ) -> None:
@@ -70,6 +78,7 @@ class Criterion(nn.Module):
         self.weight_start = weight_start
         self.register_buffer("offset", offset, persistent=False)
         self.register_buffer("margins", margins, persistent=False)
+        self.register_buffer("smoothing", smoothing, persistent=False)
         self.register_buffer("weight", weight, persistent=False)
         self.weight: Tensor | None
 
@@ -127,6 +136,11 @@ def _ldam_drw(own: CriterionSettings, counts: Sequence[int]) -> Criterion:
     )
 
 
+def _label_aware_smoothing(own: CriterionSettings, counts: Sequence[int]) -> Criterion:
+    """Paper: in a second stage, of the classifier alone. Here: of one stage, as every criterion."""
+    return Criterion(smoothed_cross_entropy, smoothing=label_aware_smoothing(counts, own.smooth_head, own.smooth_tail))
+
+
 CRITERIA: dict[str, Callable[[CriterionSettings, Sequence[int]], Criterion]] = {
     "ce": _ce,
     "focal": _focal,
@@ -136,6 +150,7 @@ CRITERIA: dict[str, Callable[[CriterionSettings, Sequence[int]], Criterion]] = {
     "logit-adjustment": _logit_adjustment,
     "ce-drw": _ce_drw,
     "ldam-drw": _ldam_drw,
+    "label-aware-smoothing": _label_aware_smoothing,
 }
 """What builds each criterion from its settings and the training images per class."""
 

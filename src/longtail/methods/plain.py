@@ -9,22 +9,14 @@ import torch
 from pydantic import Field
 
 from longtail.methods.base import Batch, DataNeeds, Method, Progress, StepOutput
-from longtail.methods.composition import CONTRASTS, CutMix, Mixing, Mixup, NoMixing, soft_target
+from longtail.methods.composition import CONTRASTS, MixingSettings, build_mixing, soft_target
 from longtail.methods.criteria import CriterionSettings, build_criterion
 from longtail.models.network import ModelSettings, Network, ProjectionSettings, stack_views
 
 
-class PlainSettings(CriterionSettings):
+class PlainSettings(CriterionSettings, MixingSettings):
     """``method.*`` of the composed methods."""
 
-    mixing: Literal["none", "mixup", "cutmix"] = "none"
-    """How the classified view is mixed with a partner."""
-    mix_probability: float = Field(0.5, ge=0, le=1)
-    """Probability of mixing a batch."""
-    mix_alpha: float = Field(1.0, gt=0)
-    """lambda ~ Beta(this, this)."""
-    partner_sampler: Literal["shuffle", "class_balanced", "effective_number", "reversed"] = "shuffle"
-    """How partners are drawn."""
     contrast: Literal["none", "supervised", "balanced"] = "none"
     """The contrastive term."""
     alpha: float = Field(1.0, ge=0)
@@ -59,26 +51,22 @@ class Plain(Method):
         )
         self.criterion = build_criterion(settings, counts)
         self.contrast = CONTRASTS[settings.contrast] if contrasted else None
-        self.mixing = self._build_mixing(size)
+        self.mixing = build_mixing(settings, size, counts)
         self.needs = DataNeeds(
             views=("classification", "contrastive", "contrastive") if contrasted else ("classification",),
             partner_views=() if settings.mixing == "none" else ("classification",),
             partner_sampler=settings.partner_sampler,
+            detector=self.mixing.detector(self.network),
         )
 
-    def _build_mixing(self, size: int) -> Mixing:
-        if self.settings.mixing == "cutmix":
-            return CutMix(size, self.settings.mix_alpha, self.settings.mix_probability)
-        if self.settings.mixing == "mixup":
-            return Mixup(self.settings.mix_alpha, self.settings.mix_probability)
-        return NoMixing()
-
     def needs_partner(self, at: Progress) -> bool:
-        return self.mixing.wants_partner(at)
+        return self.settings.mixes(at) and self.mixing.wants_partner(at)
 
     def forward(self, batch: Batch, at: Progress) -> StepOutput:
         images = batch.target.shape[0]
-        mixed = self.mixing(batch.views[0], soft_target(batch.target, self.classes), batch.partner, at)
+        partner = batch.partner if self.settings.mixes(at) else None
+        target = soft_target(batch.target, self.classes)
+        mixed = self.mixing(batch.views[0], target, partner, at, self.network)
         features = self.network.features(torch.cat([mixed.images, *batch.views[1:]]))
         classification = self.criterion(self.network.classifier(features[:images]), mixed.target, at)
         loss = self.settings.alpha * classification
@@ -90,4 +78,4 @@ class Plain(Method):
             contrastive = self.contrast(views, batch.target, self.network, self.settings.temperature)
             loss = loss + self.settings.beta * contrastive
             logs["contrastive"] = contrastive.detach()
-        return StepOutput(loss, logs)
+        return StepOutput(loss, logs, len(features) + mixed.forwarded)

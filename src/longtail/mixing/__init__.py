@@ -13,7 +13,7 @@ from longtail.mixing.boxes import (
     transplant,
     visible_fraction,
 )
-from longtail.mixing.labels import mix_labels, mixup
+from longtail.mixing.labels import mix_labels, mixup, remix_factor
 from longtail.mixing.rectification import (
     MINIMUM_DISTANCE,
     rectification_confidence,
@@ -36,6 +36,7 @@ __all__ = [
     "paste",
     "rectification_confidence",
     "rectify_labels",
+    "remix_factor",
     "semantic_labels",
     "transplant",
     "visible_fraction",
