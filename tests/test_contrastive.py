@@ -11,7 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import oracles
-from longtail.losses import balanced_contrastive_loss, masked_contrastive_loss, supervised_contrastive_loss
+from longtail.losses import (
+    balanced_contrastive_loss,
+    balanced_masked_contrastive_loss,
+    masked_contrastive_loss,
+    supervised_contrastive_loss,
+)
 from longtail.rng import generator
 
 
@@ -81,6 +86,44 @@ def test_masked_contrastive_loss_is_the_slow_loop(
         None if weight is None else weight.tolist(),
     )
     assert float(fast) == pytest.approx(slow, rel=1e-11, abs=1e-12)
+
+
+@settings(deadline=None, max_examples=40)
+@given(sizes, st.integers(1, 5))
+def test_balanced_masked_contrastive_loss_is_the_slow_loop(
+    size: tuple[int, int, int, int, float], number_of_anchors: int
+) -> None:
+    seed, batch, views, classes, temperature = size
+    anchors, features = unit(number_of_anchors, 4, seed=seed, name="anchors"), unit(batch, views, 4, seed=seed)
+    centers = unit(classes, 4, seed=seed, name="centers")
+    labels, key_labels = ids(number_of_anchors, classes, seed, "anchor labels"), ids(batch, classes, seed)
+    fast = balanced_masked_contrastive_loss(anchors, labels, features, key_labels, centers, temperature=temperature)
+    slow = oracles.balanced_masked_contrastive(
+        anchors.tolist(), labels.tolist(), features.tolist(), key_labels.tolist(), centers.tolist(), temperature
+    )
+    assert float(fast) == pytest.approx(slow, rel=1e-11, abs=1e-12)
+
+
+def test_a_masked_anchor_of_a_class_that_is_not_in_the_batch_is_pulled_to_its_center() -> None:
+    anchors, centers = unit(1, 4, seed=0).requires_grad_(), unit(3, 4, seed=1)
+    loss = balanced_masked_contrastive_loss(
+        anchors, torch.tensor([2]), unit(2, 2, 4, seed=2), torch.tensor([0, 1]), centers, temperature=0.5
+    )
+    loss.backward()
+    assert anchors.grad is not None
+    nearer = F.normalize(anchors.detach() - 0.1 * anchors.grad, dim=1)
+    assert float(nearer @ centers[2]) > float(anchors.detach() @ centers[2])
+
+
+def test_without_an_anchor_the_masked_loss_is_zero_with_a_graph() -> None:
+    anchors = torch.zeros(0, 4, dtype=torch.float64, requires_grad=True)
+    none = torch.zeros(0, dtype=torch.long)
+    loss = balanced_masked_contrastive_loss(
+        anchors, none, unit(2, 2, 4, seed=2), torch.tensor([0, 1]), unit(3, 4, seed=1), temperature=0.5
+    )
+    loss.backward()
+    assert float(loss.detach()) == 0.0
+    assert anchors.grad is not None
 
 
 def test_contrastive_gradients_are_right_to_finite_differences() -> None:
@@ -325,5 +368,9 @@ def test_masked_shapes_that_do_not_fit_are_refused_in_words() -> None:
         masked_contrastive_loss(anchors, labels, keys, labels, temperature=0.1)
     with pytest.raises(ValueError, match=r"self_index holds ids from 6 to 6"):
         masked_contrastive_loss(anchors, labels, keys, key_labels, temperature=0.1, self_index=labels + 6)
+    with pytest.raises(ValueError, match=r"anchors must be \(\., 8\)"):
+        balanced_masked_contrastive_loss(anchors[:, :7], labels, keys[:, None], key_labels, keys[:3], temperature=0.1)
+    with pytest.raises(ValueError, match=r"ids from 3 to 3; they must lie in \[0, 3\)"):
+        balanced_masked_contrastive_loss(anchors, labels + 3, keys[:, None], key_labels, keys[:3], temperature=0.1)
     with pytest.raises(ValueError, match=r"row_weight must be \(4,\)"):
         masked_contrastive_loss(anchors, labels, keys, key_labels, temperature=0.1, row_weight=torch.ones(6))

@@ -12,7 +12,7 @@ from longtail.data.batch import Batch, DataNeeds, Progress
 from longtail.data.images import ImageSet
 from longtail.data.loader import Loader
 from longtail.data.views import View, build_view
-from longtail.errors import DataError
+from longtail.errors import ConfigError, DataError
 from longtail.methods.composition import CutMix, Mixup
 from longtail.rng import generator
 from tiny import COUNTS, STEPS
@@ -221,6 +221,89 @@ def test_the_coin_falls_as_often_as_its_probability(kind: str, probability: floa
     n = 2000
     heads = sum(mixing.wants_partner(Progress(step, 0, 1, 3)) for step in range(n))
     assert abs(heads / n - probability) <= 4.5 * (probability * (1 - probability) / n) ** 0.5
+
+
+# Peaks ----------------------------------------------------------------------------------------------------------------
+
+CARRIED = DataNeeds(
+    views=("classification", "contrastive"),
+    partner_views=("classification", "plain"),
+    partner_labels=True,
+    detector="fine-grained",
+)
+
+
+def spotted() -> tuple[ImageSet, torch.Tensor]:
+    """Black images with one white pixel each, and where it is."""
+    plain = images()
+    peaks = torch.randint(8, (len(plain), 2), generator=generator("peaks"))
+    pixels = torch.zeros_like(plain.images)
+    pixels[torch.arange(len(plain)), :, peaks[:, 0], peaks[:, 1]] = 255
+    return dataclasses.replace(plain, images=pixels), peaks
+
+
+@pytest.mark.parametrize("name", ["crop", "crop-flip"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_white_pixel_is_found_where_the_peak_of_the_first_view_says(name: str, workers: int) -> None:
+    train, peaks = spotted()
+    chosen = views() | {"classification": build_view(name, 8, (0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))}
+    made = Loader(train, CARRIED, chosen, 8, 10, 0, peaks=peaks, workers=workers)
+    inside, mirrored = 0, 0
+    for batch in made.iterate(0, 30, lambda at: True):
+        assert batch.partner is not None
+        for part in (batch, batch.partner):
+            assert part.peaks is not None
+            assert part.peaks.dtype == torch.int64
+            for i, image in enumerate(part.views[0]):
+                row, column = part.peaks[i].tolist()
+                spot = (image[0] > 250).nonzero().tolist()
+                assert spot == [[row, column]] or (not spot and (row in (0, 7) or column in (0, 7)))
+                inside += bool(spot)
+                mirrored += bool(spot) and abs(column - int(peaks[part.index[i], 1])) > 4
+    assert inside > 100
+    assert (mirrored > 0) == (name == "crop-flip"), "further than a crop can move it"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_peaks_change_no_view(workers: int) -> None:
+    """A run with a detector sees the images that it would see without."""
+    train, peaks = spotted()
+    bare = dataclasses.replace(CARRIED, detector=None)
+    without = Loader(train, bare, views(), 8, 2, 0)
+    with_peaks = Loader(train, CARRIED, views(), 8, 2, 0, peaks=peaks, workers=workers)
+    for step, batch in enumerate(with_peaks.iterate(0, STEPS, lambda at: True)):
+        assert_equal(batch, without.batch(step, with_partner=True))
+        assert without.batch(step, with_partner=True).peaks is None
+
+
+def test_a_partner_whose_labels_alone_are_used_has_no_view_and_no_peaks() -> None:
+    train, peaks = spotted()
+    needs = DataNeeds(views=("plain",), partner_labels=True, detector="fine-grained")
+    batch = Loader(train, needs, views(), 8, 2, 0, peaks=peaks).batch(0, with_partner=True)
+    assert batch.peaks is not None
+    assert torch.equal(batch.peaks, peaks[batch.index])
+    assert batch.partner is not None
+    assert (batch.partner.views, batch.partner.peaks) == ((), None)
+    assert torch.equal(batch.partner.target, train.labels[batch.partner.index])
+
+
+def test_peaks_that_nobody_declared_that_are_missing_or_of_other_images_are_refused() -> None:
+    train, peaks = spotted()
+    for needs, given in ((NEEDS, peaks), (CARRIED, None), (CARRIED, peaks[:-1]), (CARRIED, peaks[:, :1])):
+        with pytest.raises(ConfigError, match="the peaks given are"):
+            Loader(train, needs, views(), 8, 2, 0, peaks=given)
+
+
+def test_the_beta_of_effective_numbers_reaches_the_partners() -> None:
+    shares = []
+    for beta in (0.0, 0.99):
+        needs = DataNeeds(views=("plain",), partner_labels=True, partner_sampler="effective_number", beta=beta)
+        made = Loader(images(), needs, views(), 21, 300, 0)
+        drawn = torch.cat([torch.cat(made.plan(epoch)[1]) for epoch in range(300)])
+        shares.append(float((images().labels[drawn] == 3).double().mean()))
+    effective = [sum(0.99**i for i in range(count)) for count in COUNTS]
+    assert shares[0] == pytest.approx(0.25, abs=0.025)
+    assert shares[1] == pytest.approx(1 / effective[3] / sum(1 / e for e in effective), abs=0.03)
 
 
 def test_progress_counts_steps_and_epochs_from_zero() -> None:

@@ -13,6 +13,7 @@ import oracles
 from longtail.mixing import (
     Box,
     boxes_around,
+    boxes_like,
     boxes_to_mask,
     cutmix_box,
     draw_beta,
@@ -24,6 +25,7 @@ from longtail.mixing import (
     rectification_confidence,
     rectify_labels,
     semantic_labels,
+    transplant,
     visible_fraction,
 )
 from longtail.rng import generator
@@ -175,6 +177,65 @@ def test_erase_sets_each_images_own_box_to_the_value() -> None:
             expected = images[i].clone()
             expected[:, top:bottom, left:right] = torch.as_tensor(value).reshape(-1, 1, 1)
             assert torch.equal(erased[i], expected)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data(), st.integers(1, 12), st.integers(1, 12))
+def test_boxes_like_a_box_have_its_size_and_lie_as_near_to_their_centers_as_the_frame_lets_them(
+    data: st.DataObject, height: int, width: int
+) -> None:
+    top, left = data.draw(st.integers(0, height)), data.draw(st.integers(0, width))
+    bottom, right = data.draw(st.integers(top, height)), data.draw(st.integers(left, width))
+    box = Box(top, bottom, left, right, height, width)
+    centers = [(row, column) for row in range(height) for column in range(width)]
+    made = boxes_like(box, torch.tensor(centers))
+    assert made.dtype == torch.int64
+    for center, (low, high, first, last) in zip(centers, made.tolist(), strict=True):
+        for place, start, end, side, whole in (
+            (center[0], low, high, bottom - top, height),
+            (center[1], first, last, right - left, width),
+        ):
+            assert end - start == side
+            assert start == min(range(whole - side + 1), key=lambda i: abs(i + side // 2 - place))
+            assert side == 0 or start <= place < end, "a center lies in its box wherever it is"
+    assert visible_fraction(made, (height, width)).tolist() == pytest.approx([box.lam] * len(centers), abs=1e-6)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data(), st.integers(0, 10**6))
+def test_transplant_is_the_slow_loop(data: st.DataObject, seed: int) -> None:
+    height, width = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 9))
+    down, across = data.draw(st.integers(0, height)), data.draw(st.integers(0, width))
+    box = Box(0, down, 0, across, height, width)
+    g = generator(seed, "transplant")
+    background, foreground = (torch.randn(3, 2, height, width, generator=g, dtype=torch.float64) for _ in range(2))
+    boxes, sources = (
+        boxes_like(
+            box, torch.stack((torch.randint(height, (3,), generator=g), torch.randint(width, (3,), generator=g)), dim=1)
+        )
+        for _ in range(2)
+    )
+    kept = background.clone()
+    moved = transplant(background, foreground, boxes, sources)
+    for i in range(3):
+        slow = oracles.transplanted(
+            background[i].tolist(), foreground[i].tolist(), boxes[i].tolist(), sources[i].tolist()
+        )
+        assert moved[i].tolist() == slow
+    assert torch.equal(background, kept)
+    assert torch.equal(transplant(background, foreground, boxes, boxes), paste(background, foreground, boxes))
+
+
+def test_boxes_of_unequal_size_are_not_transplanted() -> None:
+    boxes, larger = torch.tensor([[0, 2, 0, 3]] * 4), torch.tensor([[0, 2, 0, 4]] * 4)
+    with pytest.raises(ValueError, match="source_boxes must have the sizes of boxes"):
+        transplant(pictures(0), pictures(1), boxes, larger)
+    with pytest.raises(ValueError, match=r"source_boxes must be \(4, 4\)"):
+        transplant(pictures(0), pictures(1), boxes, boxes[:3])
+    with pytest.raises(ValueError, match="like the background"):
+        transplant(pictures(0), pictures(1)[:3], boxes, boxes)
+    with pytest.raises(ValueError, match=r"centers must be \(B, 2\)"):
+        boxes_like(Box(0, 2, 0, 3, 8, 10), torch.zeros(3, 4))
 
 
 def test_lambda_one_keeps_the_background_and_lambda_zero_the_foreground() -> None:

@@ -14,15 +14,28 @@ import torch
 import longtail.evaluate as evaluation
 import longtail.training as training
 from longtail.config import Config
+from longtail.data.batch import Progress
 from longtail.errors import ConfigError, ResourceError, RunError, StoppedError
 from longtail.files import read_json
 from longtail.layers import merge
 from longtail.methods import METHODS
+from longtail.methods.smcl import SMCL
 from longtail.rng import numpy_generator
 from longtail.rundir import RunDir
+from longtail.state import build_method
 from longtail.training import train
 from processes import Launcher, wait_until
-from tiny import STEPS, At, KilledError, Recorder, assignments, files_of, outcome, tiny_config, write_npz
+from tiny import COUNTS, SIZE, STEPS, At, KilledError, Recorder, assignments, files_of, outcome, tiny_config, write_npz
+
+MASKED: dict[str, tuple[str, dict[str, Any]]] = {
+    "smcl, masked": ("smcl", {"method": {"mask_start": 0, "mask_probability": 0.5}}),
+    "smcl, masked by grad-cam": (
+        "smcl",
+        {"method": {"mask_start": 0, "mask_probability": 0.5, "detector": "grad-cam", "fill": "noise"}},
+    ),
+    "smcl-concutmix, by gradient": ("smcl-concutmix", {"method": {"detector": "input-gradient"}}),
+}
+"""Both kinds of steps, on both sides of the fourth."""
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in METHODS},
@@ -31,6 +44,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "supervised": ("ce", {"method": {"contrast": "supervised", "hidden": 16, "dim": 8}}),
     "onecycle": ("ce", {"optim": {"schedule": "onecycle", "nesterov": True}}),
     "cosine classifier": ("concutmix", {"model": {"classifier": "cosine"}}),
+    **MASKED,
 }
 """Every method, and the points of the composed space that have no name."""
 
@@ -201,6 +215,25 @@ def test_a_run_killed_after_any_step_goes_on_from_its_last_checkpoint(
     train(config, resume=True, listener=watched)
     assert watched.first_step == (step - 1 if minutes < 1 else 3 * ((step - 1) // 3))
     assert outcome(tmp_path / "run") == unbroken("concutmix")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("variant", [*MASKED, "smcl-concutmix"])
+def test_a_run_with_masks_killed_in_the_middle_of_an_epoch_ends_the_same(
+    tiny_npz: Path, tmp_path: Path, unbroken: Unbroken, variant: str, workers: int
+) -> None:
+    own = {"workers": workers, "checkpoint_minutes": 1e-9}
+    config = config_of(variant, tiny_npz, tmp_path / "run", run=own)
+    method = build_method(config, COUNTS, SIZE)
+    wants = method.masks if isinstance(method, SMCL) else method.needs_partner
+    kinds = [wants(Progress(step, step // 3, 2, 0)) for step in range(STEPS)]
+    with pytest.raises(KilledError):
+        train(config, listener=At(5, None))
+    watched = Recorder()
+    train(config, resume=True, listener=watched)
+    assert watched.first_step == 4
+    assert set(kinds[:4]) == set(kinds[4:]) == {True, False}
+    assert outcome(tmp_path / "run") == unbroken(variant)
 
 
 @pytest.mark.parametrize(

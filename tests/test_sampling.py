@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from longtail.data import class_counts, effective_number_probabilities, sampling
-from longtail.data.sampling import SAMPLERS, effective_number, effective_number_per_sample, epoch_plan
+from longtail.data.sampling import SAMPLERS, effective_number, effective_number_per_sample, epoch_plan, sampler_named
 from longtail.errors import ConfigError, DataError
 from longtail.rng import generator
 
@@ -117,6 +117,22 @@ def test_effective_number_is_over_classes_and_the_per_sample_reading_is_almost_u
 def test_beta_reaches_the_sampler() -> None:
     shares = class_share(partial(effective_number, beta=0.5)(LABELS, 100_000, generator(4)))
     expected = effective_number_probabilities(COUNTS, 0.5)
+    torch.testing.assert_close(shares, expected, atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_sampler_by_name_takes_beta_where_it_is_one_of_effective_numbers(name: str) -> None:
+    def drawn(beta: float) -> Tensor:
+        return sampler_named(name, beta)(LABELS, len(LABELS), generator(4, name))
+
+    assert torch.equal(sampler_named(name)(LABELS, len(LABELS), generator(4, name)), drawn(0.9999))
+    assert torch.equal(SAMPLERS[name](LABELS, len(LABELS), generator(4, name)), drawn(0.9999))
+    assert torch.equal(drawn(0.0), drawn(0.9999)) == (not name.startswith("effective_number"))
+
+
+def test_with_beta_zero_every_class_that_has_images_is_drawn_alike() -> None:
+    shares = class_share(sampler_named("effective_number", 0.0)(LABELS, 100_000, generator(4)))
+    expected = torch.tensor([1 / 3, 0, 1 / 3, 1 / 3], dtype=torch.float64)
     torch.testing.assert_close(shares, expected, atol=0.01, rtol=0)
 
 

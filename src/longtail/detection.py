@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
+import struct
 import time
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +28,10 @@ from longtail.saliency.detectors import DETECTORS, ImageDetector
 
 DETECTION_VERSION = 1
 """Raised when a detector gives other peaks: what older versions kept is then found anew."""
+
+UNREADABLE: tuple[type[Exception], ...] = (OSError, ValueError, TypeError, KeyError, RuntimeError, EOFError)
+UNREADABLE += (zipfile.BadZipFile, zlib.error, struct.error, pickle.UnpicklingError)
+"""What NumPy raises for a file that is not there, is no archive, holds a pickle, is cut short or damaged."""
 
 CHUNK = 256
 """Images given to a detector at once."""
@@ -50,10 +57,12 @@ def training_peaks(
     if detector is None:
         return None
     if given is not None:
-        return _find(train.images, given, "the function given", ties, listener)
+        return _find(train, given, "the function given", ties, listener)
     if detector == "given":
         assert maps_file is not None, "a method says 'given' only where it has a file"
-        return _peaks_of(read_maps(Path(maps_file), train), ties, 0)
+        maps = read_maps(Path(maps_file), train)
+        _refuse_unless_finite(maps, train, 0, maps_file)
+        return _peaks_of(maps, ties, 0)
     entry = DETECTORS[detector]
     if entry.kind == "masks":
         if train.masks is None:
@@ -66,7 +75,7 @@ def training_peaks(
     kept = _cache_file(train, detector, ties)
     peaks = _read(kept, train)
     if peaks is None:
-        peaks = _find(train.images, entry.maps, detector, ties, listener)
+        peaks = _find(train, entry.maps, detector, ties, listener)
         _keep(kept, peaks)
     return peaks
 
@@ -78,15 +87,19 @@ def read_maps(path: Path, train: ImageSet) -> Tensor:
     Raises DataError for anything else.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here, because NumPy leaves a file open that turns out to be no archive.
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise DataError(f"{path} holds a single array.", hint="Write it with numpy.savez(FILE, maps=MAPS).")
             if "maps" not in archive.files:
                 raise DataError(
                     f"{path} has no array 'maps'.", hint=f"It has: {', '.join(archive.files) or 'nothing'}."
                 )
             maps = torch.from_numpy(np.asarray(archive["maps"], dtype=np.float32))
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        if isinstance(error, DataError):
-            raise
+    except DataError:
+        raise
+    except UNREADABLE as error:
         raise DataError(f"The saliency maps {path} cannot be read: {error}", hint="Give an npz file.") from None
     size = tuple(train.images.shape[-2:])
     if maps.ndim != 3 or tuple(maps.shape[1:]) != size:
@@ -101,20 +114,35 @@ def read_maps(path: Path, train: ImageSet) -> Tensor:
     return maps
 
 
-def _find(images: Tensor, maps: ImageDetector, name: str, ties: str, listener: Listener) -> Tensor:
+def _find(train: ImageSet, maps: ImageDetector, name: str, ties: str, listener: Listener) -> Tensor:
     """Peaks by chunks; says where it stands every few seconds."""
     found, said = [], time.monotonic()
-    for number, part in enumerate(torch.split(images, CHUNK)):
-        made = maps(part)
+    for number, part in enumerate(torch.split(train.images, CHUNK)):
+        made = maps(part.clone())  # a function from outside may write into what it is given
         if not isinstance(made, Tensor) or made.shape != (len(part), *part.shape[-2:]):
             shape = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
             raise DataError(f"Saliency maps of {name} are {shape}; {(len(part), *part.shape[-2:])} is wanted.")
-        found.append(_peaks_of(made.float(), ties, number))
+        made = made.float()
+        _refuse_unless_finite(made, train, number * CHUNK, name)
+        found.append(_peaks_of(made, ties, number))
         if time.monotonic() - said > 5:
             said = time.monotonic()
-            done = min(len(images), (number + 1) * CHUNK)
-            listener.said(f"salient peaks ({name}): {done:,} of {len(images):,} images")
+            done = min(len(train), (number + 1) * CHUNK)
+            listener.said(f"salient peaks ({name}): {done:,} of {len(train):,} images")
     return torch.cat(found)
+
+
+def _refuse_unless_finite(maps: Tensor, train: ImageSet, first: int, name: str) -> None:
+    """Raise DataError naming the first image, of those from ``first`` on, whose map has a value that is not finite."""
+    wrong = ~torch.isfinite(maps).flatten(1).all(dim=1)
+    if not bool(wrong.any()):
+        return
+    row = first + int(wrong.nonzero()[0])
+    known = f"image {int(train.source_index[row])} of the source" if train.ids is None else train.ids[row]
+    raise DataError(
+        f"The saliency map of training image {row} ({known}) has NaN or infinite values: {name}.",
+        hint="Mend the file or the function that the maps come from.",
+    )
 
 
 def _peaks_of(maps: Tensor, ties: str, chunk: int) -> Tensor:
