@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 import longtail
 import longtail.starting as starting
 import longtail.training as training
+import longtail.updating as updating
 from longtail.api import Run
 from longtail.config import NUMBERS_VERSION, Config
 from longtail.data.npz import load_npz
@@ -519,7 +520,7 @@ def test_memory_that_runs_out_says_what_to_lower(
     def fail(*given: Any) -> None:
         raise fault
 
-    monkeypatch.setattr(training, "keyed_global_rng", fail)
+    monkeypatch.setattr(updating, "keyed_global_rng", fail)
     with pytest.raises(ResourceError, match="Out of memory") as caught:
         train(tiny_config("ce", tiny_npz, tmp_path / "run"))
     assert caught.value.exit_code == 6
@@ -532,7 +533,7 @@ def test_another_error_in_a_step_is_not_taken_for_memory(
     def fail(*given: Any) -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr(training, "keyed_global_rng", fail)
+    monkeypatch.setattr(updating, "keyed_global_rng", fail)
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         train(tiny_config("ce", tiny_npz, tmp_path / "run"))
 

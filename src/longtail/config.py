@@ -23,7 +23,9 @@ from longtail.methods import METHODS
 from longtail.models import BACKBONES
 from longtail.models.network import ModelSettings
 from longtail.saliency.detectors import DETECTORS
-from longtail.settings import AbsolutePath, Settings, Time, resolve_time
+from longtail.settings import AbsolutePath, Settings
+from longtail.training_settings import OptimSettings as OptimSettings
+from longtail.training_settings import RunSettings as RunSettings
 
 NUMBERS_VERSION = 1
 """Raised by every change that moves numbers; rows of different versions are never averaged."""
@@ -36,61 +38,6 @@ class ViewSettings(Settings):
     """Augmentation of the view that is classified."""
     contrastive: str = "contrastive"
     """Augmentation of the views of a contrastive loss."""
-
-
-class OptimSettings(Settings):
-    """``optim.*``: stochastic gradient descent and its schedule. Times are fractions of the run or epochs."""
-
-    epochs: int = Field(200, ge=1)
-    """Passes over the training images."""
-    batch: int = Field(256, ge=2)
-    """Images a step (each in as many views as the method has)."""
-    lr: float = Field(0.15, gt=0, allow_inf_nan=False)
-    """The top learning rate."""
-    schedule: Literal["step", "cosine", "onecycle"] = "step"
-    """step: times decay at each milestone; cosine: falls after the warm-up; onecycle: rises over 30 % and falls."""
-    warmup_epochs: Time = 0.025
-    """Linear warm-up, a fraction of the run (rounded up) or epochs; not for onecycle."""
-    milestones: tuple[Time, ...] = (0.8, 0.9)
-    """When the rate is multiplied by decay: fractions of the run or epochs; for step only."""
-    decay: float = Field(0.1, gt=0, le=1)
-    """The factor at each milestone."""
-    momentum: float = Field(0.9, ge=0, lt=1)
-    """Of stochastic gradient descent."""
-    nesterov: bool = False
-    """Nesterov's form of momentum."""
-    weight_decay: float = Field(5e-4, ge=0)
-    """On every parameter, biases and batch-norm included."""
-
-    def resolved(self) -> dict[str, Any]:
-        """The times that this schedule uses, in epochs: ``{"warmup_epochs": 1, "milestones": [16, 18]}`` for step."""
-        times: dict[str, Any] = {}
-        if self.schedule != "onecycle":
-            times["warmup_epochs"] = resolve_time(self.warmup_epochs, self.epochs, round_up=True)
-        if self.schedule == "step":
-            times["milestones"] = [resolve_time(time, self.epochs) for time in self.milestones]
-        return times
-
-
-class RunSettings(Settings):
-    """``run.*``: how it is computed.
-
-    Weights depend on it by the order of sums alone: ``threads``, ``compile`` and ``device`` move the last bits.
-    ``evaluate_every`` decides which epochs the best one is chosen from.
-    """
-
-    device: str = "auto"
-    """auto, cpu, cuda or mps."""
-    threads: int | None = Field(None, ge=1)
-    """CPU threads; null takes PyTorch's choice. Another number sums in another order."""
-    workers: int = Field(0, ge=0, le=64)
-    """Threads that make batches ahead; the result does not depend on it."""
-    compile: Literal["auto"] | bool = "auto"
-    """Compile the network: auto does where a run is long enough."""
-    checkpoint_minutes: float = Field(5.0, gt=0)
-    """Save at least this often, besides every epoch's end."""
-    evaluate_every: int = Field(1, ge=1)
-    """Evaluate after every so many epochs, and after the last."""
 
 
 def _named(name: str) -> type[Settings]:
@@ -138,7 +85,7 @@ class Config(Settings):
         return self.model_dump(mode="json")
 
     def key(self, init: str | None = None) -> str:
-        """A short digest of all that the result depends on: not the folder, nor how it is computed.
+        """A short digest of all that the result depends on: not the folder, nor how it is computed, but for precision.
 
         Only what differs from the defaults counts, so that adding a setting leaves keys as they are. Initial weights
         and saliency maps count by content: a run folder by its key, a file by its bytes; ``init`` stands for what is
@@ -148,6 +95,8 @@ class Config(Settings):
         for group, values in self:
             if isinstance(values, Settings) and group != "run":
                 kept[group] = _changed(values)
+        if self.run.precision != RunSettings().precision:
+            kept["run"] = {"precision": self.run.precision}
         for name in ("path", "download"):
             kept["data"].pop(name, None)
         if kept["method"].get("saliency_maps"):
@@ -282,7 +231,7 @@ def _explain(error: ValidationError, values: Mapping[str, Any]) -> str:
 
 def differences(one: Config, other: Config) -> list[str]:
     """The keys in which two configs differ, but for the folder and how often they save."""
-    ignored = {"out", "run.checkpoint_minutes", "run.workers", "run.threads", "data.download"}
+    ignored = {"out", "data.download", "run.threads", "run.workers", "run.checkpoint_minutes", "run.stop_after_minutes"}
     first, second = one.plain(), other.plain()
     found = []
     for group in first:

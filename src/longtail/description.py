@@ -29,6 +29,7 @@ def describe_run(
     return {
         "command": shlex.join(command or ["longtail", "train", f"{config.out}/config.yaml"]),
         "recipe": config.recipe,
+        "config_key": config.key(),
         "seed": config.seed,
         "versions": {
             "longtail": longtail.__version__,
@@ -60,19 +61,20 @@ def summarize(
     state: RunState,
     evaluation: Evaluation,
     best_numbers: Mapping[str, Any],
+    key: str,
 ) -> dict[str, Any]:
-    """The content of results.json."""
+    """The content of results.json; ``key`` is the configuration's when the run began."""
     return {
         "schema": SCHEMA,
         "version": longtail.__version__,
         "numbers_version": NUMBERS_VERSION,
-        "config_key": config.key(),
+        "config_key": key,
         "dataset": config.data.name,
         "method": config.method_name,
         "model": config.model.backbone,
         "seed": config.seed,
         "subset_seed": config.data.subset_seed,
-        "epochs": config.optim.epochs,
+        "epochs": state.epochs_done,
         "imbalance": config.data.imbalance,
         "class_counts": list(data.stats.counts),
         "test_counts": data.evaluation.counts(len(data.class_names)),
@@ -80,7 +82,7 @@ def summarize(
         "parameters": sum(parameter.numel() for parameter in method.parameters()),
         "train_seconds": round(state.seconds, 1),
         "evaluated_on": data.evaluated_on,
-        "last": {"epoch": config.optim.epochs - 1, **evaluation.numbers()},
+        "last": {"epoch": state.epochs_done - 1, **evaluation.numbers()},
         "best": {
             "epoch": state.best_epoch,
             **best_numbers,

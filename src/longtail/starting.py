@@ -98,6 +98,34 @@ def build_views(config: Config, data: Prepared) -> dict[str, View]:
     return {role: build_view(name, size, data.mean, data.std) for role, name in names.items()}
 
 
+def use_bfloat16(method: Method, device: torch.device) -> None:
+    """Let the backbone compute its training passes in bfloat16 where autocast does so, and give float32 features.
+
+    Heads, centers and losses stay float32: they cost next to nothing, and a similarity over a temperature of 0.1 would
+    lose what 8 bits cannot tell. Evaluation stays float32 too, so that a run's numbers are those that anyone gets from
+    its weights.
+    """
+    backbone = method.network.backbone
+    exact = backbone.forward
+
+    def forward(images: Tensor) -> Tensor:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=backbone.training):
+            features: Tensor = exact(images)
+        return features.float()
+
+    backbone.forward = forward
+
+
+def refuse_patience_without_val(config: Config, data: Prepared) -> None:
+    """Raise DataError for an early end that would be chosen on the images that are reported."""
+    if config.optim.patience is not None and data.val is None:
+        raise DataError(
+            f"optim.patience={config.optim.patience} needs val images apart from the {data.evaluated_on} images: "
+            "nothing is selected on what is reported.",
+            hint="Keep some with data.val=IMAGES_A_CLASS, or leave optim.patience out.",
+        )
+
+
 def find_peaks(
     config: Config,
     data: Prepared,

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from longtail.averaging import Average
 from longtail.config import Config, build_config
 from longtail.errors import ConfigError, DivergedError, RunError
 from longtail.layers import merge
@@ -24,7 +25,8 @@ class RunState:
     """What a run carries beside weights and momentum; it goes into every checkpoint.
 
     ``sums`` and ``counted`` are the loss terms of the epoch so far, ``epochs_done`` the epochs that have been
-    evaluated and logged: after a stop within an evaluation it lags behind the step.
+    evaluated and logged: after a stop within an evaluation it lags behind the step. ``unimproved`` counts evaluations
+    since the best one.
     """
 
     epochs_done: int = 0
@@ -33,6 +35,7 @@ class RunState:
     best_epoch: int = -1
     best_score: float = -1.0
     best_numbers: dict[str, Any] = dataclasses.field(default_factory=dict)
+    unimproved: int = 0
     image_passes: int = 0
     seconds: float = 0.0
 
@@ -51,8 +54,9 @@ class RunState:
         """Whether this epoch is the best so far by balanced accuracy; the earlier of equals stays. Remembers it."""
         score = float(numbers["balanced_accuracy"])
         if score <= self.best_score:
+            self.unimproved += 1
             return False
-        self.best_epoch, self.best_score, self.best_numbers = epoch, score, numbers
+        self.unimproved, self.best_epoch, self.best_score, self.best_numbers = 0, epoch, score, numbers
         return True
 
     def close_epoch(self) -> None:
@@ -79,11 +83,21 @@ def stored_config(run: RunDir, moved: Mapping[str, Any] | None = None) -> Config
 
 def model_tensors(method: Method) -> dict[str, Tensor]:
     """Weights and buffers, copied to the CPU; raises DivergedError rather than hand out one that is not finite."""
-    tensors = {name: value.detach().to("cpu", copy=True) for name, value in method.state_dict().items()}
+    return finite_copies(method.state_dict())
+
+
+def finite_copies(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the CPU; raises DivergedError where one is not finite."""
+    tensors = {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
     for name, value in tensors.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise DivergedError(f"The weights '{name}' are not finite, so they are not saved.", hint="Lower optim.lr.")
     return tensors
+
+
+def shown_tensors(method: Method, average: Average | None) -> dict[str, Tensor]:
+    """What is evaluated: the averaged weights and buffers, or the method's own where there is no average."""
+    return model_tensors(method) if average is None else finite_copies(average.tensors)
 
 
 def load_model(method: Method, tensors: Mapping[str, Tensor]) -> None:
@@ -94,19 +108,28 @@ def load_model(method: Method, tensors: Mapping[str, Tensor]) -> None:
         raise RunError(f"The checkpoint is of another model: {error}") from None
 
 
-def snapshot(step: int, method: Method, optimizer: torch.optim.Optimizer, state: RunState) -> Checkpoint:
+def snapshot(
+    step: int, method: Method, optimizer: torch.optim.Optimizer, state: RunState, average: Average | None = None
+) -> Checkpoint:
     """Everything that the rest of the run depends on."""
     tensors = {f"model/{name}": value for name, value in model_tensors(method).items()}
     for name, parameter in method.named_parameters():
         momentum = optimizer.state[parameter].get("momentum_buffer") if parameter in optimizer.state else None
         if momentum is not None:
             tensors[f"momentum/{name}"] = momentum.detach().to("cpu", copy=True)
+    if average is not None:
+        tensors |= {f"average/{name}": value for name, value in finite_copies(average.tensors).items()}
     return Checkpoint(step, tensors, dataclasses.asdict(state))
 
 
-def restore(checkpoint: Checkpoint, method: Method, optimizer: torch.optim.Optimizer) -> tuple[RunState, int]:
+def restore(
+    checkpoint: Checkpoint, method: Method, optimizer: torch.optim.Optimizer, average: Average | None = None
+) -> tuple[RunState, int]:
     """The inverse of :func:`snapshot`: the state and the number of finished steps."""
-    load_model(method, model_part(checkpoint))
+    load_model(method, _below("model/", checkpoint))
+    if average is not None:
+        for name, value in _below("average/", checkpoint).items():
+            average.tensors[name].copy_(value)
     for name, parameter in method.named_parameters():
         if f"momentum/{name}" in checkpoint.tensors:
             kept = torch.empty_like(parameter).copy_(checkpoint.tensors[f"momentum/{name}"])
@@ -115,8 +138,11 @@ def restore(checkpoint: Checkpoint, method: Method, optimizer: torch.optim.Optim
 
 
 def model_part(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The weights and buffers of a checkpoint, by their names in the method."""
-    prefix = "model/"
+    """The weights and buffers that are evaluated, by their names in the method: the average if there is one."""
+    return _below("average/", checkpoint) or _below("model/", checkpoint)
+
+
+def _below(prefix: str, checkpoint: Checkpoint) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in checkpoint.tensors.items() if name.startswith(prefix)}
 
 

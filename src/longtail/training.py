@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from longtail.averaging import Average, averaged
 from longtail.config import Config
 from longtail.data.images import Source
 from longtail.data.loader import Loader
@@ -17,16 +18,34 @@ from longtail.data.open import open_data
 from longtail.description import describe_run, summarize
 from longtail.detection import digest
 from longtail.device import resolve_device
-from longtail.errors import ConfigError, DivergedError, RunError
+from longtail.errors import EXIT_SIGTERM, ConfigError, DivergedError, RunError, StoppedError
 from longtail.evaluate import Evaluation, EvaluationStoppedError, describe, evaluate, write_per_class, write_predictions
 from longtail.files import read_json, write_json
 from longtail.interrupts import locked, memory_errors, stop_signals
 from longtail.listeners import Listener, Silent
 from longtail.optim import build_optimizer, lr_at
-from longtail.rng import keyed_global_rng
 from longtail.rundir import Checkpoint, RunDir
-from longtail.starting import build_views, default_out, find_peaks, pin_threads, refuse_other_config, should_compile
-from longtail.state import RunState, build_method, load_initial_weights, load_model, model_tensors, restore, snapshot
+from longtail.starting import (
+    build_views,
+    default_out,
+    find_peaks,
+    pin_threads,
+    refuse_other_config,
+    refuse_patience_without_val,
+    should_compile,
+    use_bfloat16,
+)
+from longtail.state import (
+    RunState,
+    build_method,
+    load_initial_weights,
+    load_model,
+    model_tensors,
+    restore,
+    shown_tensors,
+    snapshot,
+)
+from longtail.updating import part_sizes, update, wants_partner
 
 
 def train(
@@ -45,10 +64,11 @@ def train(
     uint8 (B, 3, H, W) to maps (B, H, W). ``resume`` goes on from the last checkpoint (from step 0
     where there is none, and returns the result of a finished run); ``overwrite`` deletes an existing run folder first.
     Raises ConfigError for a folder that exists otherwise or holds another config, DataError, RunError, DivergedError,
-    ResourceError, and StoppedError after SIGTERM or Ctrl-C.
+    ResourceError, and StoppedError after SIGTERM, Ctrl-C or ``run.stop_after_minutes``.
     """
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite exclude each other.")
+    began = time.monotonic()
     listener = listener or Silent()
     run = RunDir(config.out or default_out(config))
     config = config.model_copy(update={"out": str(run.path)})
@@ -69,6 +89,7 @@ def train(
     data = open_data(config.data, source)
     if resuming and described["data"]["fingerprint"] != data.fingerprint:
         raise RunError(f"The images are not those that {run.path} was trained on.")
+    refuse_patience_without_val(config, data)
     size, groups = int(data.train.images.shape[-1]), config.data.groups
     method = build_method(config, data.stats.counts, size)
     views = build_views(config, data)
@@ -80,6 +101,7 @@ def train(
     method.to(device)
     selection, reported = (data.val or data.evaluation).to(device), data.evaluation.to(device)
     optimizer = build_optimizer(method, config.optim)
+    average = None if config.optim.ema is None else Average(method, config.optim.ema)
     loader = Loader(
         data.train.to(device),
         method.needs,
@@ -91,10 +113,12 @@ def train(
         peaks=peaks,
     )
     steps = config.optim.epochs * loader.steps_per_epoch
-    passes = config.optim.epochs * len(data.train) * method.stacks()[0]
+    passes = config.optim.epochs * len(data.train) * method.stacks()[0] * (1 if config.optim.sam is None else 2)
     compiled = should_compile(config, device, passes, described, listener)
+    if config.run.precision == "bfloat16":
+        use_bfloat16(method, device)
     if compiled:
-        method.compile_for(min(config.optim.batch, len(data.train)), size)
+        method.compile_for(part_sizes(min(config.optim.batch, len(data.train)), config.optim)[0], size)
 
     state, step = RunState(), 0
     if overwrite:
@@ -106,12 +130,16 @@ def train(
             for warning in run.warnings:
                 listener.said(warning)
             if checkpoint is not None:
-                state, step = restore(checkpoint, method, optimizer)
+                state, step = restore(checkpoint, method, optimizer, average)
         run.cut_metrics(state.epochs_done)
         run.write_config(config.plain())
         about = describe_run(config, data, method, threads, compiled, command) | {"peaks": digest(peaks)}
+        if saliency is not None:
+            about["saliency"] = f"the function {getattr(saliency, '__name__', type(saliency).__name__)} from Python"
         if resuming:
-            about |= {"command": described["command"], "resumed_with": about["command"]}
+            # Initial weights count in the key by content, and may have been moved since.
+            about |= {"resumed_with": about["command"], "command": described["command"]}
+            about["config_key"] = described.get("config_key", about["config_key"])
         run.update_description(**about, status="running", steps=steps)
         listener.started(config, data, steps, step)
         evaluation: Evaluation | None = None
@@ -121,37 +149,34 @@ def train(
             nonlocal last_save
             state.seconds += time.monotonic() - last_save
             last_save = time.monotonic()
-            run.save_checkpoint(snapshot(step, method, optimizer, state))
+            run.save_checkpoint(snapshot(step, method, optimizer, state, average))
 
         def stop_if_asked() -> None:
-            if stop.requested:
+            # A run past its last step needs less than a resume would. Evaluations go on: every start gets somewhere.
+            late = step < steps and time.monotonic() - began > 60 * (config.run.stop_after_minutes or math.inf)
+            if stop.requested or late:
                 save()
                 run.update_description(status="stopped")
-                raise stop.error(run.path)
+                raise stop.error(run.path) if stop.requested else out_of_time(config)
 
         try:
             method.train()
+            partners = wants_partner(method, config.optim.accumulate)
             for epoch in range(state.epochs_done, config.optim.epochs):
+                if config.optim.patience is not None and state.unimproved >= config.optim.patience:
+                    listener.said(f"Ended after epoch {epoch - 1}: on val, epoch {state.best_epoch} stays the best.")
+                    break
                 epoch_started, images_seen = time.monotonic(), 0
-                for batch in loader.iterate(step, (epoch + 1) * loader.steps_per_epoch, method.needs_partner):
+                for batch in loader.iterate(step, (epoch + 1) * loader.steps_per_epoch, partners):
                     lr = lr_at(config.optim, step, loader.steps_per_epoch)
-                    for group in optimizer.param_groups:
-                        group["lr"] = lr
-                    optimizer.zero_grad(set_to_none=True)
-                    with keyed_global_rng(config.seed, "step", step):
-                        output = method(batch, loader.progress(step))
-                    loss = float(output.loss.detach())
-                    if not math.isfinite(loss):
-                        raise diverged(step, epoch, loss, lr, batch.index)
-                    output.loss.backward()
-                    optimizer.step()
+                    done = update(method, optimizer, batch, loader.progress(step), lr, config.optim)
+                    if average is not None:
+                        average.update(method, step)
                     step += 1
 
-                    logs = {"loss": loss, **{name: float(value) for name, value in output.logs.items()}}
-                    whole = len(batch.views) * len(batch.target)
-                    passes = whole if output.forwarded is None else output.forwarded
-                    state.add(logs, passes)
-                    images_seen += passes
+                    logs = {"loss": done.loss, **done.logs}
+                    state.add(logs, done.forwarded)
+                    images_seen += done.forwarded
                     listener.stepped(step, logs, images_seen / (time.monotonic() - epoch_started))
                     stop_if_asked()
                     if time.monotonic() - last_save > 60 * config.run.checkpoint_minutes:
@@ -159,7 +184,8 @@ def train(
 
                 rate = images_seen / max(time.monotonic() - epoch_started, 1e-9)
                 if (epoch + 1) % config.run.evaluate_every == 0 or epoch + 1 == config.optim.epochs:
-                    evaluation = evaluate(method, selection, data, views["plain"], groups, stop.is_set)
+                    with averaged(method, average):
+                        evaluation = evaluate(method, selection, data, views["plain"], groups, stop.is_set)
                     numbers = evaluation.numbers()
                     row = {
                         "step": step,
@@ -172,7 +198,7 @@ def train(
                     }
                     run.append_metrics(row)
                     if state.improves(epoch, numbers):
-                        run.save_best(Checkpoint(step, model_tensors(method), {"epoch": epoch}))
+                        run.save_best(Checkpoint(step, shown_tensors(method, average), {"epoch": epoch}))
                     listener.evaluated(row)
                 state.close_epoch()
                 save()
@@ -181,7 +207,8 @@ def train(
             # The set that results are reported on is read once more here, or for the first time where val selected.
             best_numbers = state.best_numbers
             if data.val is not None or evaluation is None:
-                evaluation = evaluate(method, reported, data, views["plain"], groups, stop.is_set)
+                with averaged(method, average):
+                    evaluation = evaluate(method, reported, data, views["plain"], groups, stop.is_set)
             if data.val is not None:
                 last = model_tensors(method)
                 load_model(method, run.load_best().tensors)
@@ -195,7 +222,7 @@ def train(
             run.update_description(status="diverged")
             raise
         assert evaluation is not None, "the last epoch is always evaluated"
-        results = summarize(config, data, method, state, evaluation, best_numbers)
+        results = summarize(config, data, method, state, evaluation, best_numbers, about["config_key"])
         write_per_class(run.path / "per_class.csv", evaluation, data, groups)
         write_predictions(run.path / "predictions.csv", evaluation, data.evaluation)
         write_json(run.path / "results.json", results)
@@ -204,10 +231,9 @@ def train(
     return results
 
 
-def diverged(step: int, epoch: int, loss: float, lr: float, index: Tensor) -> DivergedError:
-    """The error for a loss that is not finite."""
-    shown = ", ".join(str(int(i)) for i in index[:8])
-    return DivergedError(
-        f"The loss became {loss} in step {step} (epoch {epoch}, learning rate {lr:g}; training images {shown}, ...).",
-        hint="Lower optim.lr or lengthen optim.warmup_epochs. The last checkpoint is intact.",
+def out_of_time(config: Config) -> StoppedError:
+    """The error for a start that took its ``run.stop_after_minutes``."""
+    said = f"Stopped after {config.run.stop_after_minutes:g} minutes (run.stop_after_minutes)"
+    return StoppedError(
+        f"{said}; the checkpoint is in {config.out}.", exit_code=EXIT_SIGTERM, hint="Go on with --resume."
     )

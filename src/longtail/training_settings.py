@@ -1,0 +1,87 @@
+"""The settings of the optimizer and of how a run is computed, with the options that are off by default."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from longtail.settings import Settings, Time, resolve_time
+
+
+class OptimSettings(Settings):
+    """``optim.*``: stochastic gradient descent and its schedule. Times are fractions of the run or epochs."""
+
+    epochs: int = Field(200, ge=1)
+    """Passes over the training images."""
+    batch: int = Field(256, ge=2)
+    """Images a step (each in as many views as the method has)."""
+    lr: float = Field(0.15, gt=0, allow_inf_nan=False)
+    """The top learning rate."""
+    schedule: Literal["step", "cosine", "onecycle"] = "step"
+    """step: times decay at each milestone; cosine: falls after the warm-up; onecycle: rises over 30 % and falls."""
+    warmup_epochs: Time = 0.025
+    """Linear warm-up, a fraction of the run (rounded up) or epochs; not for onecycle."""
+    milestones: tuple[Time, ...] = (0.8, 0.9)
+    """When the rate is multiplied by decay: fractions of the run or epochs; for step only."""
+    decay: float = Field(0.1, gt=0, le=1)
+    """The factor at each milestone."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """Of stochastic gradient descent."""
+    nesterov: bool = False
+    """Nesterov's form of momentum."""
+    weight_decay: float = Field(5e-4, ge=0)
+    """On every parameter, biases and batch-norm included."""
+    accumulate: int = Field(1, ge=1)
+    """Micro-batches that a batch is computed in, for less memory; batch-norm and contrasts see one at a time."""
+    clip: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """The largest norm of all gradients together; null does not clip."""
+    ema: float | None = Field(None, gt=0, lt=1)
+    """Decay of an average of the weights, which is then evaluated, kept as best and predicted with; null has none."""
+    sam: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """Radius rho of sharpness-aware minimization, at twice the image passes; null is off."""
+    patience: int | None = Field(None, ge=1)
+    """End after so many evaluations without a better balanced accuracy on val; null trains every epoch."""
+
+    @field_validator("accumulate")
+    @classmethod
+    def _two_images_or_more(cls, value: int, info: ValidationInfo) -> int:
+        batch = info.data.get("batch")
+        if batch is not None and value > 1 and batch // value < 2:
+            raise ValueError(f"leaves micro-batches of less than 2 of the {batch} images of optim.batch")
+        return value
+
+    def resolved(self) -> dict[str, Any]:
+        """The times that this schedule uses, in epochs: ``{"warmup_epochs": 1, "milestones": [16, 18]}`` for step."""
+        times: dict[str, Any] = {}
+        if self.schedule != "onecycle":
+            times["warmup_epochs"] = resolve_time(self.warmup_epochs, self.epochs, round_up=True)
+        if self.schedule == "step":
+            times["milestones"] = [resolve_time(time, self.epochs) for time in self.milestones]
+        return times
+
+
+class RunSettings(Settings):
+    """``run.*``: how it is computed.
+
+    Weights depend on it by the order of sums alone: ``threads``, ``compile`` and ``device`` move the last bits. The
+    exception is ``precision``, which counts in the key of a configuration. ``evaluate_every`` decides which epochs the
+    best one is chosen from.
+    """
+
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    threads: int | None = Field(None, ge=1)
+    """CPU threads; null takes PyTorch's choice. Another number sums in another order."""
+    workers: int = Field(0, ge=0, le=64)
+    """Threads that make batches ahead; the result does not depend on it."""
+    compile: Literal["auto"] | bool = "auto"
+    """Compile the network: auto does where a run is long enough."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: the backbone's training passes under autocast; heads, losses, weights, evaluation stay float32."""
+    checkpoint_minutes: float = Field(5.0, gt=0)
+    """Save at least this often, besides every epoch's end."""
+    evaluate_every: int = Field(1, ge=1)
+    """Evaluate after every so many epochs, and after the last."""
+    stop_after_minutes: float | None = Field(None, gt=0)
+    """Save and end with exit code 75 once a start has taken this long, to go on with --resume; null has no limit."""

@@ -1,0 +1,156 @@
+"""One update of the weights: gradients of micro-batches, SAM's second pass, clipping, the optimizer's step."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+
+from longtail.config import OptimSettings
+from longtail.errors import DivergedError
+from longtail.methods import Batch, Method, Progress
+from longtail.rng import generator, keyed_global_rng
+
+
+@dataclasses.dataclass(frozen=True)
+class Update:
+    """The loss and its logged terms, at the weights before the step, and the images that were forwarded for it."""
+
+    loss: float
+    logs: dict[str, float]
+    forwarded: int
+
+
+@dataclasses.dataclass(frozen=True)
+class PartProgress(Progress):
+    """The place of a micro-batch after the first, whose draws are its own."""
+
+    part: int = 0
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """A generator for one purpose in this micro-batch of this step."""
+        return generator(self.seed, purpose, self.step, "part", self.part)
+
+
+def update(
+    method: Method, optimizer: torch.optim.Optimizer, batch: Batch, at: Progress, lr: float, settings: OptimSettings
+) -> Update:
+    """Take one step of the optimizer at the rate ``lr``.
+
+    g = gradient of the loss at the weights w; with ``sam``, at w + rho g / |g| instead; with ``clip``,
+    g := g min(1, clip / |g|). Norms are over all parameters together. Raises DivergedError before the step where a loss
+    or a clipped norm is not finite.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.zero_grad(set_to_none=True)
+    done = add_gradients(method, batch, at, lr, settings)
+    if settings.sam is not None:
+        with climbed(method, settings.sam):
+            optimizer.zero_grad(set_to_none=True)
+            again = add_gradients(method, batch, at, lr, settings)
+        done = dataclasses.replace(done, forwarded=done.forwarded + again.forwarded)
+    if settings.clip is not None:
+        norm = float(torch.nn.utils.clip_grad_norm_(method.parameters(), settings.clip))
+        refuse_unless_finite("norm of the gradients", norm, batch, at, lr)
+    optimizer.step()
+    return done
+
+
+def add_gradients(method: Method, batch: Batch, at: Progress, lr: float, settings: OptimSettings) -> Update:
+    """Add the gradients of sum_j (n_j / n) loss_j over micro-batches j of n_j of the batch's n images.
+
+    Each is a batch of its own to the method: batch-norm, contrastive terms and draws of mixing. A term that only some
+    micro-batches log is averaged over those. Authors' program (ConCutMix on iNaturalist): loss / k for each of k
+    micro-batches of equal size, the remainder of an epoch leaking into the next. Here: by share and within one batch,
+    because the sum is then the loss of the batch, whatever its size.
+    """
+    images, first = len(batch.target), 0
+    sizes = part_sizes(images, settings)
+    loss, forwarded = 0.0, 0
+    terms, shares = dict[str, float](), dict[str, float]()
+    for here, size in zip(places(at, len(sizes)), sizes, strict=True):
+        part = batch if len(sizes) == 1 else part_of(batch, slice(first, first + size))
+        if part.partner is not None and len(sizes) > 1 and not method.needs_partner(here):
+            part = dataclasses.replace(part, partner=None)
+        first += size
+        stream = ("part", here.part) if isinstance(here, PartProgress) else ()
+        with keyed_global_rng(at.seed, "step", at.step, *stream):
+            output = method(part, here)
+        value, share = float(output.loss.detach()), size / images
+        refuse_unless_finite("loss", value, part, at, lr)
+        (output.loss * share).backward()
+        loss += share * value
+        forwarded += len(part.views) * size if output.forwarded is None else output.forwarded
+        for name, term in output.logs.items():
+            terms[name] = terms.get(name, 0.0) + share * float(term)
+            shares[name] = shares.get(name, 0.0) + share
+    return Update(loss, {name: total / shares[name] for name, total in terms.items()}, forwarded)
+
+
+@contextlib.contextmanager
+def climbed(method: Method, rho: float) -> Iterator[None]:
+    """The weights are w + rho g / |g| within the block, for the gradients g they have now, and w again after it.
+
+    Foret, Kleiner, Mobahi, Neyshabur, "Sharpness-Aware Minimization for Efficiently Improving Generalization",
+    arXiv 2010.01412, equation 2 with p = 2. Buffers are put back too: batch-norm's running statistics are those of the
+    first pass alone, at the weights that are kept. Weight decay is no part of g; the optimizer adds it at w.
+    """
+    moved = [parameter for parameter in method.parameters() if parameter.grad is not None]
+    kept = [(tensor, tensor.detach().clone()) for tensor in (*moved, *method.buffers())]
+    with torch.no_grad():
+        scale = rho / (torch.nn.utils.get_total_norm([p.grad for p in moved if p.grad is not None]) + 1e-12)
+        for parameter in moved:
+            assert parameter.grad is not None
+            parameter.add_(parameter.grad * scale)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, value in kept:
+                tensor.copy_(value)
+
+
+def places(at: Progress, parts: int) -> list[Progress]:
+    """The places of a step's micro-batches: the step's own for the first, so that one part is the whole step."""
+    return [at, *(PartProgress(at.step, at.epoch, at.epochs, at.seed, part) for part in range(1, parts))]
+
+
+def part_sizes(images: int, settings: OptimSettings) -> list[int]:
+    """How many of a batch's images go into each micro-batch: equal to within one, the largest first, never one alone.
+
+    A full batch has ``accumulate`` parts; a shorter one as many as keep a part no larger than those.
+    """
+    whole = settings.accumulate
+    parts = max(1, min(whole, math.ceil(images * whole / settings.batch), images // 2))
+    return [images // parts + (part < images % parts) for part in range(parts)]
+
+
+def part_of(batch: Batch, taken: slice) -> Batch:
+    """The images ``taken`` of a batch, with all that belongs to them."""
+    return Batch(
+        tuple(view[taken] for view in batch.views),
+        batch.target[taken],
+        batch.index[taken],
+        None if batch.partner is None else part_of(batch.partner, taken),
+        None if batch.peaks is None else batch.peaks[taken],
+    )
+
+
+def wants_partner(method: Method, accumulate: int) -> Callable[[Progress], bool]:
+    """Whether a step uses partners: where any of its micro-batches does."""
+    return lambda at: any(method.needs_partner(here) for here in places(at, accumulate))
+
+
+def refuse_unless_finite(what: str, value: float, batch: Batch, at: Progress, lr: float) -> None:
+    """Raise DivergedError, naming step, rate and images, for a loss or norm that is not finite."""
+    if not math.isfinite(value):
+        shown = ", ".join(str(int(i)) for i in batch.index[:8])
+        raise DivergedError(
+            f"The {what} became {value} in step {at.step} (epoch {at.epoch}, learning rate {lr:g}; training images "
+            f"{shown}, ...).",
+            hint="Lower optim.lr or lengthen optim.warmup_epochs. The last checkpoint is intact.",
+        )
