@@ -143,7 +143,9 @@ def table_of_study(name: str) -> list[str]:
     finder = Finder(RESULTS / name, fingerprint=lambda config: None)  # the images need not be at hand
     for cell in cells:
         finder.look(cell)
-    table = study_results(study.name, [row.label for row in study.rows], study.baseline, cells)
+    done = {label for cell in cells if cell.finished is not None for label in cell.labels}
+    labels = [row.label for row in study.rows if row.label in done]
+    table = study_results(study.name, labels, study.baseline if study.baseline in done else None, cells)
     lines = markdown(table).splitlines()[2:]
     command = f"longtail study studies/{name}.yaml --jobs 2"
     return [*lines, "", "Command:", "", "```", command, "```"]
