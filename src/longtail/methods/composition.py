@@ -127,16 +127,17 @@ class CutMix:
     def detector(self, network: Network) -> str | None:
         return None
 
-    def _draw(self, at: Progress) -> Box | None:
+    def draw(self, at: Progress) -> Box | None:
+        """The box of this step, one for the batch; None where the coin says not to mix."""
         return draw_cutmix(self.size, at.generator("mix"), alpha=self.alpha, probability=self.probability)
 
     def wants_partner(self, at: Progress) -> bool:
-        return self._draw(at) is not None
+        return self.draw(at) is not None
 
     def __call__(
         self, images: Tensor, target: Tensor, partner: Batch | None, at: Progress, network: Network | None = None
     ) -> Mixed:
-        box = self._draw(at)
+        box = self.draw(at)
         if box is None or partner is None:
             return Mixed(images, target, None, 1.0)
         partner_target = soft_target(partner.target, target.shape[1])

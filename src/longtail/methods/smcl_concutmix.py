@@ -24,10 +24,10 @@ from longtail.losses import (
     logit_adjustment,
 )
 from longtail.methods.base import Batch, DataNeeds, Method, Progress, StepOutput
-from longtail.methods.composition import soft_target
+from longtail.methods.composition import CutMix, soft_target
 from longtail.methods.concutmix import ConCutMixSettings, rectified
 from longtail.methods.locating import Locator
-from longtail.mixing import Box, boxes_like, draw_cutmix, erase, mix_labels, paste, transplant
+from longtail.mixing import Box, boxes_like, erase, mix_labels, paste, transplant
 from longtail.models.network import ModelSettings, Network, ProjectionSettings, stack_views
 from longtail.settings import AbsolutePath, resolve_time
 
@@ -66,7 +66,6 @@ class SMCLConCutMix(Method):
     ) -> None:
         super().__init__()
         self.settings = settings.with_classes(len(counts))
-        self.size = size
         self.network = Network(
             model,
             len(counts),
@@ -75,6 +74,7 @@ class SMCLConCutMix(Method):
             projection=ProjectionSettings(hidden=settings.hidden, dim=settings.dim),
             centers=True,
         )
+        self.mixing = CutMix(size, settings.mix_alpha, settings.mix_probability)
         self.locate = Locator(settings.detector, given=settings.saliency_maps is not None)
         self.locate.check(self.network)
         locates = (settings.place == "salient" or settings.mu > 0) and settings.mix_probability > 0
@@ -89,13 +89,8 @@ class SMCLConCutMix(Method):
         self.offset: Tensor
         self.counts: Tensor
 
-    def draw(self, at: Progress) -> Box | None:
-        """ConCutMix's draws: lambda, a coin, a center; one box for the batch, None where the coin says not to mix."""
-        own = self.settings
-        return draw_cutmix(self.size, at.generator("mix"), alpha=own.mix_alpha, probability=own.mix_probability)
-
     def needs_partner(self, at: Progress) -> bool:
-        return self.draw(at) is not None
+        return self.mixing.wants_partner(at)
 
     def stacks(self) -> tuple[int, ...]:
         return (3, 4) if self.settings.mu > 0 else (3,)
@@ -123,7 +118,7 @@ class SMCLConCutMix(Method):
         return Replaced(mixed, target, erased, forwarded)
 
     def forward(self, batch: Batch, at: Progress) -> StepOutput:
-        own, count, box = self.settings, batch.target.shape[0], self.draw(at)
+        own, count, box = self.settings, batch.target.shape[0], self.mixing.draw(at)
         made = None if box is None or batch.partner is None else self.replace(batch, box, at)
         views = [batch.views[0] if made is None else made.images, *batch.views[1:]]
         if made is not None and made.erased is not None:
