@@ -60,7 +60,7 @@ def batch_for(method: SMCLConCutMix) -> Batch:
 def mixed_step(method: SMCLConCutMix) -> tuple[Progress, Box]:
     """A step whose box covers a part of the image, smaller than the image on both sides."""
     for step in range(50):
-        box = method.draw(at(step))
+        box = method.mixing.draw(at(step))
         if box is not None and box.area and box.bottom - box.top < SIZE and box.right - box.left < SIZE:
             return at(step), box
     raise AssertionError
@@ -152,9 +152,9 @@ def test_the_placed_box_keeps_the_size_and_lambda_of_concutmix() -> None:
     )
     areas = set()
     for step in range(12):
-        box = method.draw(at(step))
+        box = method.mixing.draw(at(step))
         assert box is not None
-        assert box == reference.draw(at(step))
+        assert box == reference.mixing.draw(at(step))
         placed, fixed = (one.replace(batch, box, at(step)) for one in (method, reference))
         assert torch.equal(placed.target, fixed.target)
         for images in (placed.images, fixed.images):
