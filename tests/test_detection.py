@@ -27,6 +27,8 @@ from longtail.methods.smcl_concutmix import Replaced, SMCLConCutMix
 from longtail.rng import generator, numpy_generator
 from longtail.saliency import fine_grained, mask_centers, peak
 from longtail.saliency.detectors import DETECTORS
+from longtail.starting import build_views, find_peaks
+from longtail.state import build_method
 from longtail.training import train
 from tiny import COUNTS, SIZE, At, Recorder, files_of, tiny_config, write_npz
 
@@ -468,3 +470,16 @@ def test_a_run_with_a_function_is_resumed_with_it_and_not_without(tiny_npz: Path
         train(config, resume=True)
     train(config, resume=True, saliency=lambda images: brightness(images) + 1)
     assert read_json(tmp_path / "run" / "run.json")["status"] == "finished"
+
+
+def test_equal_peaks_are_chosen_as_the_method_says(tiny_npz: Path, tmp_path: Path) -> None:
+    """In a flat map all pixels tie: the first is the corner, and random ones are all over the image."""
+    for ties, corners in (("first", True), ("random", False)):
+        config = tiny_config("smcl", tiny_npz, tmp_path / ties, method={"ties": ties})
+        data = open_data(config.data)
+        method = build_method(config, data.stats.counts, SIZE)
+        found = find_peaks(
+            config, data, method, build_views(config, data), lambda images: torch.ones(images[:, 0].shape), Silent()
+        )
+        assert found is not None
+        assert bool((found == 0).all()) == corners

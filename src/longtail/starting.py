@@ -148,8 +148,8 @@ def find_peaks(
     return training_peaks(
         data.train,
         needs.detector,
-        maps_file=getattr(config.method, "saliency_maps", None),
+        maps_file=needs.saliency_maps,
         given=given,
-        ties=getattr(config.method, "ties", "first"),
+        ties=needs.ties,
         listener=listener,
     )

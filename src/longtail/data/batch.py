@@ -29,8 +29,9 @@ class DataNeeds:
 
     A method gets exactly this: a view that is not declared is not made. ``partner_labels`` asks for partners of which
     the labels alone are used, so that no view of theirs is made. ``detector`` names the saliency detector whose peaks
-    are found once per data set, and follow the first view of an image and of its partner. ``beta`` is that of the
-    samplers by effective numbers.
+    are found once per data set, and follow the first view of an image and of its partner; ``saliency_maps`` is a file
+    of maps in its place, ``ties`` says which of equal peaks counts. ``beta`` is that of the samplers by effective
+    numbers.
     """
 
     views: tuple[str, ...] = ("classification",)
@@ -39,6 +40,8 @@ class DataNeeds:
     partner_sampler: str = "class_balanced"
     partner_labels: bool = False
     detector: str | None = None
+    saliency_maps: str | None = None
+    ties: str = "first"
     beta: float = 0.9999
 
     @property

@@ -24,6 +24,7 @@ from longtail.mixing import (
     boxes_around,
     draw_beta,
     draw_cutmix,
+    draw_lambda,
     mix_labels,
     mixup,
     paste,
@@ -217,11 +218,8 @@ class SaliencyMix:
         self.locate.check(network)
         return self.locate.wanted if self.probability > 0 else None
 
-    def _draw(self, at: Progress) -> Tensor | None:
-        draws = at.generator("mix")
-        lam = draw_beta(1, self.alpha, draws)
-        coin = float(torch.rand((), generator=draws, dtype=torch.float64))
-        return lam if coin < self.probability else None
+    def _draw(self, at: Progress) -> float | None:
+        return draw_lambda(at.generator("mix"), alpha=self.alpha, probability=self.probability)
 
     def wants_partner(self, at: Progress) -> bool:
         return self._draw(at) is not None
@@ -235,7 +233,7 @@ class SaliencyMix:
         assert network is not None, "peaks may be asked of the network"
         size = (images.shape[-2], images.shape[-1])
         located = self.locate(network, partner, at, "partner saliency")
-        boxes = boxes_around(located.peaks, drawn.float().expand(len(images)), size)
+        boxes = boxes_around(located.peaks, torch.full((len(images),), drawn), size)
         lam = visible_fraction(boxes, size)
         mixed_target = mix_labels(target, soft_target(partner.target, target.shape[1]), lam)
         return Mixed(paste(images, partner.views[0], boxes), mixed_target, boxes, lam, located.forwarded)

@@ -57,6 +57,8 @@ class Plain(Method):
             partner_views=() if settings.mixing == "none" else ("classification",),
             partner_sampler=settings.partner_sampler,
             detector=self.mixing.detector(self.network),
+            saliency_maps=settings.saliency_maps,
+            ties=settings.ties,
         )
 
     def needs_partner(self, at: Progress) -> bool:

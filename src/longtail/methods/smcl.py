@@ -104,6 +104,8 @@ class SMCL(Method):
             partner_sampler=settings.partner_sampler,
             partner_labels=masking,
             detector=self.locate.wanted if masking else None,
+            saliency_maps=settings.saliency_maps,
+            ties=settings.ties,
             beta=settings.effective_beta,
         )
 

@@ -83,6 +83,8 @@ class SMCLConCutMix(Method):
             partner_views=("classification",),
             partner_sampler="class_balanced",
             detector=self.locate.wanted if locates else None,
+            saliency_maps=settings.saliency_maps,
+            ties=settings.ties,
         )
         self.register_buffer("offset", logit_adjustment(counts, settings.tau), persistent=False)
         self.register_buffer("counts", torch.tensor(list(counts)), persistent=False)

@@ -44,6 +44,18 @@ def draw_beta(count: int, alpha: float, generator: torch.Generator) -> Tensor:
     return drawn[:, 0]
 
 
+def draw_lambda(generator: torch.Generator, *, alpha: float = 1.0, probability: float = 0.5) -> float | None:
+    """lambda ~ Beta(alpha, alpha) for one batch, then a coin: None where it says not to mix.
+
+    Raises ValueError for a ``probability`` outside [0, 1].
+    """
+    if not 0 <= probability <= 1:
+        raise ValueError(f"probability must lie in [0, 1], not {probability}.")
+    lam = float(draw_beta(1, alpha, generator))
+    coin = float(torch.rand((), generator=generator, dtype=torch.float64))
+    return lam if coin < probability else None
+
+
 def draw_cutmix(size: Size, generator: torch.Generator, *, alpha: float = 1.0, probability: float = 0.5) -> Box | None:
     """CutMix's draws for one batch: lambda ~ Beta(alpha, alpha), a coin, then the row and the column of the center.
 
@@ -57,12 +69,9 @@ def draw_cutmix(size: Size, generator: torch.Generator, *, alpha: float = 1.0, p
         alpha: of the Beta distribution.
         probability: of mixing, in [0, 1].
     """
-    if not 0 <= probability <= 1:
-        raise ValueError(f"probability must lie in [0, 1], not {probability}.")
     height, width = _height_width(size)
-    lam = float(draw_beta(1, alpha, generator))
-    coin = float(torch.rand((), generator=generator, dtype=torch.float64))
-    if coin >= probability:
+    lam = draw_lambda(generator, alpha=alpha, probability=probability)
+    if lam is None:
         return None
     row = int(torch.randint(height, (), generator=generator))
     column = int(torch.randint(width, (), generator=generator))
