@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longtail.errors import EXIT_BUG, EXIT_INTERRUPT, LongtailError, StoppedError
+from longtail.errors import EXIT_BUG, EXIT_INTERRUPT, ConfigError, LongtailError, StoppedError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -148,13 +148,17 @@ def study(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what is finished and what would run.")] = False,
     only: Annotated[list[str] | None, typer.Option(metavar="ROW", help="Run this row only (may be repeated).")] = None,
 ) -> None:
-    """Run the missing runs of a study, rows of settings times seeds, and write its tables."""
+    """Run the missing runs of a study, rows of settings times seeds (or a search of settings); write its tables."""
     import shlex
 
     from longtail.layers import parse_assignments
     from longtail.study import plan_study, run_study
+    from longtail.study.search_file import has_search
     from longtail.study.watching import watcher_for
 
+    if has_search(file):
+        _search(file, parse_assignments(settings or []), out, jobs, dry_run, only or [])
+        return
     plan = plan_study(file, parse_assignments(settings or []), out=out, only=only or [])
     if dry_run:
         for cell in plan.cells:
@@ -164,6 +168,24 @@ def study(
         return
     run_study(plan, watcher_for(_console()), jobs)
     typer.echo(f"tables: {plan.out}/study.md, .csv, .tex, .html")
+
+
+def _search(file: Path, values: dict[str, Any], out: Path | None, jobs: int, dry_run: bool, only: list[str]) -> None:
+    from longtail.study.sweep import plan_search, run_search
+    from longtail.study.sweep_tables import command
+    from longtail.study.sweep_watching import search_watcher_for
+
+    if only:
+        raise ConfigError("--only: a search has no rows.", hint="Leave it out.")
+    plan = plan_search(file, values, out=out)
+    if dry_run:
+        typer.echo("\n".join(plan.lines()))
+        return
+    run_search(plan, search_watcher_for(_console(), plan), jobs)
+    assert plan.best is not None
+    said = f"{plan.best.name}, {plan.search.metric} {100 * plan.best.mean:.2f} % on val"
+    typer.echo(f"best, chosen on val: {said}\n  {command(plan.search, plan.best)}")
+    typer.echo(f"tables: {plan.out}/search.md, .csv; settings: {plan.out}/best.yaml")
 
 
 @app.command()
@@ -179,13 +201,36 @@ def recipes() -> None:
 
 
 @app.command()
-def methods() -> None:
-    """List the methods, with paper and one line."""
+def methods(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A method, to see more of it.")] = None,
+) -> None:
+    """List the methods, with paper and one line; of one, what its name stands for and what papers report of it."""
+    from longtail.errors import unknown_name
     from longtail.methods import METHODS
 
+    if name is not None:
+        if name not in METHODS:
+            raise unknown_name("method", name, METHODS)
+        typer.echo("\n".join(_method(name)))
+        return
     width = max(map(len, METHODS))
     for name, entry in METHODS.items():
         typer.echo(f"{name:<{width}}  {entry.summary} [{entry.paper}]")
+
+
+def _method(name: str) -> list[str]:
+    from longtail.methods import METHODS
+    from longtail.recipes.published import published
+
+    entry = METHODS[name]
+    lines = [f"{name}: {entry.summary}", f"paper: {entry.paper}"]
+    stands_for = {"method": entry.defaults, "model": entry.model, "test": entry.test}
+    settings = [f"{group}.{key}={value}" for group, values in stands_for.items() for key, value in values.items()]
+    if settings:
+        lines.append(f"stands for: {' '.join(settings)}")
+    reported = [entry.describe() for entry in published() if entry.method == name]
+    lines.append("published top-1 in %, on the papers' protocols:" if reported else "published numbers: none traced")
+    return lines + [f"  {line}" for line in reported] + [f"train it: longtail train cifar100/{name} data.path=FILE.npz"]
 
 
 @app.command()

@@ -81,43 +81,65 @@ def read_study(path: str | Path, overrides: Mapping[str, Any] | None = None) -> 
     key, and the nearest match for a name that is unknown.
     """
     document = LocatedYaml(Path(path))
-    top = _top(document)
-    name = document.plain(top["name"].node)
-    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
-        raise document.refusal(top["name"].line, f"name={name!r}: must be the name of a folder, like smcl-scenes.")
-    rows = _rows(document, top)
-    baseline = document.plain(top["baseline"].node) if "baseline" in top else None
-    if baseline is not None:
-        _check_label(document, top["baseline"].line, "baseline", str(baseline), [row.label for row in rows])
-    laid_over = dict(overrides or {})
-    for key in ("seed", "out"):
-        if key in laid_over:
-            raise ConfigError(f"'{key}' is set by the study.", hint="Seeds stand in the file; --out moves the folder.")
-    baseline_label = None if baseline is None else str(baseline)
-    study = Study(document.path, name, _seeds(document, top["seeds"]), baseline_label, rows, laid_over)
-    for number, row in enumerate(rows):
-        _check_row(document, study, row, rows[:number])
-    return study
-
-
-def _top(document: LocatedYaml) -> dict[str, Entry]:
-    top = {entry.key: entry for entry in document.entries(document.root, "the study")}
-    for entry in top.values():
-        if entry.key not in TOP_KEYS:
-            match = nearest(entry.key, TOP_KEYS)
-            hint = f"Did you mean '{match}'?" if match else f"A study has the keys {', '.join(TOP_KEYS)}."
-            raise document.refusal(entry.line, f"Unknown key '{entry.key}'.", hint)
-    for key in ("name", "seeds"):
-        if key not in top:
-            raise document.refusal(1, f"The study has no '{key}'.", f"A study has the keys {', '.join(TOP_KEYS)}.")
+    top = read_top(document, TOP_KEYS)
     if not top.keys() & {"rows", "grid"}:
         raise document.refusal(
             1, "The study has neither 'rows' nor 'grid'.", "Example:\nrows:\n  ce: {recipe: scenes/ce}"
         )
+    name = read_name(document, top["name"])
+    rows = _rows(document, top)
+    baseline = document.plain(top["baseline"].node) if "baseline" in top else None
+    if baseline is not None:
+        _check_label(document, top["baseline"].line, "baseline", str(baseline), [row.label for row in rows])
+    laid_over = read_overrides(overrides)
+    baseline_label = None if baseline is None else str(baseline)
+    study = Study(document.path, name, read_seeds(document, top["seeds"]), baseline_label, rows, laid_over)
+    for number, row in enumerate(rows):
+        check_row(document, study, row, rows[:number])
+    return study
+
+
+def read_top(document: LocatedYaml, known: Sequence[str], what: str = "study") -> dict[str, Entry]:
+    """The keys of the file; a study or a search has those that are ``known``, and in any case a name and seeds."""
+    top = {entry.key: entry for entry in document.entries(document.root, f"the {what}")}
+    for entry in top.values():
+        if entry.key not in known:
+            match = nearest(entry.key, known)
+            hint = f"Did you mean '{match}'?" if match else f"A {what} has the keys {', '.join(known)}."
+            raise document.refusal(entry.line, f"Unknown key '{entry.key}'.", hint)
+    for key in ("name", "seeds"):
+        if key not in top:
+            raise document.refusal(1, f"The {what} has no '{key}'.", f"A {what} has the keys {', '.join(known)}.")
     return top
 
 
-def _seeds(document: LocatedYaml, entry: Entry) -> tuple[int, ...]:
+def read_name(document: LocatedYaml, entry: Entry) -> str:
+    """The name, which also names a folder."""
+    name = document.plain(entry.node)
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
+        raise document.refusal(entry.line, f"name={name!r}: must be the name of a folder, like smcl-scenes.")
+    return name
+
+
+def read_base(document: LocatedYaml, entry: Entry) -> str:
+    """The recipe or file that rows start from, as it is written."""
+    base = document.plain(entry.node)
+    if not isinstance(base, str):
+        raise document.refusal(entry.line, f"base={base!r}: must be a recipe or a file, like scenes/ce.")
+    return base
+
+
+def read_overrides(overrides: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What is laid over every run; raises ConfigError for what the study itself sets."""
+    laid_over = dict(overrides or {})
+    for key in ("seed", "out"):
+        if key in laid_over:
+            raise ConfigError(f"'{key}' is set by the study.", hint="Seeds stand in the file; --out moves the folder.")
+    return laid_over
+
+
+def read_seeds(document: LocatedYaml, entry: Entry) -> tuple[int, ...]:
+    """The seeds that every row is trained with."""
     given = document.plain(entry.node)
     if not isinstance(given, list) or not given or not all(type(seed) is int and 0 <= seed < 2**31 for seed in given):
         raise document.refusal(entry.line, f"seeds={given!r}: must be a list of integers from 0, like [0, 1, 2].")
@@ -127,9 +149,7 @@ def _seeds(document: LocatedYaml, entry: Entry) -> tuple[int, ...]:
 
 
 def _rows(document: LocatedYaml, top: Mapping[str, Entry]) -> tuple[Row, ...]:
-    base = document.plain(top["base"].node) if "base" in top else None
-    if base is not None and not isinstance(base, str):
-        raise document.refusal(top["base"].line, f"base={base!r}: must be a recipe or a file, like scenes/ce.")
+    base = read_base(document, top["base"]) if top.get("base") else None
     common = document.settings(top["settings"].node, "settings") if "settings" in top else []
     points = _points(document, top["grid"]) if "grid" in top else [("", [])]
     if "rows" in top:
@@ -151,13 +171,13 @@ def _rows(document: LocatedYaml, top: Mapping[str, Entry]) -> tuple[Row, ...]:
             if target is None:
                 raise document.refusal(entry.line, f"Row '{label}' has no recipe.", "Set base, or recipe in the row.")
             target_line = named[0].line if named else top["base"].line
-            found = _found_from(document.path, target)
+            found = found_from(document.path, target)
             rows.append(Row(label, found, (*common, *own, *values), entry.line, target_line))
     _check_labels(document, rows)
     return tuple(rows)
 
 
-def _found_from(study: Path, target: str) -> str:
+def found_from(study: Path, target: str) -> str:
     """A recipe as it is; a file as seen from the folder of the study."""
     return str(study.parent / target) if target.endswith((".yaml", ".yml")) else target
 
@@ -204,8 +224,14 @@ def _check_label(document: LocatedYaml, line: int, key: str, label: str, labels:
         raise document.refusal(line, f"{key}: there is no row '{label}'.", hint)
 
 
-def _check_row(document: LocatedYaml, study: Study, row: Row, earlier: Sequence[Row]) -> None:
-    """Build the row's configuration; what is refused is refused with the line of the setting that it names."""
+def check_row(
+    document: LocatedYaml, study: Study, row: Row, earlier: Sequence[Row] = (), what: str | None = None
+) -> Config:
+    """Build the row's configuration; what is refused is refused with the line of the setting that it names.
+
+    ``what`` is refused for people; without it, it is the row by its label.
+    """
+    what = what or f"row '{row.label}'"
     for setting in row.settings:
         if setting.key in ("seed", "out"):
             hint = "Seeds are a list of their own; the run folders are OUT/LABEL-sSEED."
@@ -223,7 +249,8 @@ def _check_row(document: LocatedYaml, study: Study, row: Row, earlier: Sequence[
         line, key = _place_of(error.message, row)
         said = error.message.replace("\n", "; ")
         where = f" ({key})" if key and key not in said else ""
-        raise document.refusal(line, f"row '{row.label}'{where}: {said}", error.hint) from None
+        raise document.refusal(line, f"{what}{where}: {said}", error.hint) from None
+    return config
 
 
 def _place_of(message: str, row: Row) -> tuple[int, str | None]:

@@ -64,7 +64,7 @@ class StudyLines:
             self.say(f"[{self._number(cell)}] {cell.name}: failed: {self.failed[cell]}")
             return
         took = clock(time.monotonic() - self.began[cell])
-        self.say(f"[{self._number(cell)}] {cell.name}: {describe(cell.finished.results['last'])}, {took}")
+        self.say(f"[{self._number(cell)}] {cell.name}: {self._came_to(cell)}, {took}")
 
     def say(self, line: str) -> None:
         """Print one line as it is."""
@@ -75,6 +75,10 @@ class StudyLines:
 
     def _number(self, cell: Cell) -> str:
         return f"{list(self.cells).index(cell) + 1}/{len(self.cells)}"
+
+    def _came_to(self, cell: Cell) -> str:
+        assert cell.finished is not None
+        return describe(cell.finished.results["last"])
 
 
 class StudyTable(StudyLines):
