@@ -136,9 +136,16 @@ def study_table(runs: list[dict[str, Any]]) -> list[str]:
     return [*lines, "```"]
 
 
+def archive_of(study: Path) -> str | None:
+    """What the commands here call the images of a study: ``cifar100.npz``; the scenes are embedded and need none."""
+    data = str(yaml.safe_load(study.read_text())["base"]).partition("/")[0]
+    return None if data == "scenes" else f"{data}.npz"
+
+
 def table_of_study(name: str) -> list[str]:
     """The table of a study that has a file: its rows in its order, with differences to its baseline."""
-    study = read_study(STUDIES / f"{name}.yaml")
+    images = archive_of(STUDIES / f"{name}.yaml")
+    study = read_study(STUDIES / f"{name}.yaml", {"data": {"path": images}} if images else {})
     cells = study_cells(study, RESULTS / name / "of-no-run")
     finder = Finder(RESULTS / name, fingerprint=lambda config: None)  # the images need not be at hand
     for cell in cells:
@@ -147,7 +154,7 @@ def table_of_study(name: str) -> list[str]:
     labels = [row.label for row in study.rows if row.label in done]
     table = study_results(study.name, labels, study.baseline if study.baseline in done else None, cells)
     lines = markdown(table).splitlines()[2:]
-    command = f"longtail study studies/{name}.yaml --jobs 2"
+    command = f"longtail study studies/{name}.yaml {f'data.path={images} ' if images else ''}--jobs 2"
     return [*lines, "", "Command:", "", "```", command, "```"]
 
 
