@@ -337,7 +337,8 @@ CHANGES += ["model.classifier=cosine", "method.name=bcl", "method.tau=0.5", "met
 CHANGES += ["optim.epochs=3", "optim.batch=4", "optim.lr=0.01", "optim.schedule=step", "optim.warmup_epochs=2"]
 CHANGES += ["optim.milestones=[0.1]", "optim.decay=0.2", "optim.momentum=0.5", "optim.nesterov=true"]
 CHANGES += ["optim.weight_decay=0", "data.overlap=0.5", "optim.accumulate=2", "optim.clip=1", "optim.ema=0.9"]
-CHANGES += ["optim.sam=0.05", "optim.patience=3", "run.precision=bfloat16"]
+CHANGES += ["optim.sam=0.05", "optim.patience=3", "run.precision=bfloat16", "method.label_smoothing=0.1"]
+CHANGES += ["test.flip=true", "test.tau_norm=1", "test.tau=0.5", "test.temperature=2"]
 
 
 def test_the_key_depends_on_everything_else() -> None:

@@ -11,10 +11,13 @@ from torch import Tensor
 
 import family_oracles
 import oracles
-from longtail.losses import cross_entropy, focal_loss
-from longtail.methods.base import Progress
+from longtail.config import METHOD_SETTINGS
+from longtail.losses import cross_entropy, focal_loss, smooth_labels
+from longtail.methods import METHODS
+from longtail.methods.base import Batch, Progress
 from longtail.methods.criteria import CRITERIA, Criterion, CriterionSettings, build_criterion
 from longtail.methods.plain import PlainSettings
+from longtail.models.network import ModelSettings
 from longtail.rng import generator
 
 COUNTS = [500, 60, 7, 1]
@@ -63,6 +66,57 @@ def test_a_criterion_is_the_slow_loop_of_its_paper(name: str, at: Progress) -> N
     logits, target = inputs()
     expected = slow(name, logits.tolist(), target.tolist(), at.epoch >= 8)
     assert float(built(name)(logits, target, at)) == pytest.approx(expected, rel=1e-6)
+
+
+@every_criterion
+@pytest.mark.parametrize("at", [EARLY, LATE])
+def test_label_smoothing_gives_the_criterion_labels_of_which_a_share_went_to_all_classes(
+    name: str, at: Progress
+) -> None:
+    logits, target = inputs()
+    smoothed = [[0.8 * share + 0.2 / 4 for share in row] for row in target.tolist()]
+    expected = slow(name, logits.tolist(), smoothed, at.epoch >= 8)
+    assert float(built(name, label_smoothing=0.2)(logits, target, at)) == pytest.approx(expected, rel=1e-6)
+    assert torch.equal(built(name, label_smoothing=0.0)(logits, target, at), built(name)(logits, target, at))
+
+
+def test_hard_labels_with_smoothing_are_those_of_pytorch() -> None:
+    logits, ids = inputs()[0], torch.tensor([0, 1, 2, 3, 3, 2, 1, 0, 1])
+    expected = torch.nn.functional.cross_entropy(logits, ids, label_smoothing=0.3)
+    hard = torch.nn.functional.one_hot(ids, 4).double()
+    torch.testing.assert_close(built("ce", label_smoothing=0.3)(logits, hard, EARLY), expected)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1])
+def test_a_share_of_smoothing_outside_its_range_is_refused(share: float) -> None:
+    with pytest.raises(ValueError, match="share must be in"):
+        smooth_labels(torch.eye(3), share)
+
+
+@pytest.mark.parametrize("name", ["concutmix", "smcl-concutmix"])
+def test_label_smoothing_moves_the_classification_loss_of_methods_without_a_criterion_by_its_equation(
+    name: str,
+) -> None:
+    def loss(share: float) -> tuple[float, float]:
+        own = METHOD_SETTINGS[name].model_validate({"label_smoothing": share, "mix_probability": 0.0})
+        model = ModelSettings(backbone="resnet8", classifier="linear")
+        method = METHODS[name].build(own, model, COUNTS, size=16, seed=0).double()
+        images = torch.rand(6, 3, 16, 16, generator=generator("smoothing"), dtype=torch.float64)
+        batch = Batch((images,) * 3, torch.tensor([0, 0, 0, 1, 1, 2]), torch.arange(6))
+        logs = method(batch, EARLY).logs
+        with torch.no_grad():
+            features = method.network.train().features(torch.cat(batch.views))
+            log_p = (method.network.classifier(features[:6]) + torch.tensor(COUNTS).div(sum(COUNTS)).log()).log_softmax(
+                1
+            )
+        own_class = log_p.gather(1, batch.target[:, None])[:, 0]
+        expected = -((1 - share) * own_class + share * log_p.mean(1)).mean()
+        return float(logs["classification"]), float(expected)
+
+    for share in (0.0, 0.3):
+        found, expected = loss(share)
+        assert found == pytest.approx(expected, rel=1e-6)
+    assert loss(0.0)[0] != loss(0.3)[0]
 
 
 def test_every_criterion_that_can_be_chosen_is_in_the_table() -> None:

@@ -21,7 +21,7 @@ LAYERS = [
     ["errors", "settings", "rng", "files", "layers"],
     ["data", "models", "losses", "mixing", "metrics", "saliency"],
     ["methods"],
-    ["config", "training_settings", "device"],
+    ["config", "training_settings", "device", "scoring"],
     ["rundir", "optim", "averaging", "updating", "recipes"],
     ["state", "evaluate", "interrupts", "listeners"],
     ["detection"],

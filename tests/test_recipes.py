@@ -32,6 +32,7 @@ def test_the_main_recipe_is_that_of_the_authors() -> None:
     own = config.method.model_dump()
     assert own == {
         "name": "concutmix",
+        "label_smoothing": 0.0,
         "alpha": 2.0,
         "beta": 0.6,
         "temperature": 0.1,

@@ -21,7 +21,8 @@ from longtail.predict import load
 from longtail.recipes import load_config
 from longtail.report.page import write_report
 from longtail.rundir import RunDir
-from longtail.starting import default_out, pin_threads
+from longtail.scoring import AS_TRAINED, ScoringSettings, describe_scoring
+from longtail.starting import default_out, pin_threads, refuse_choice_without_val
 from longtail.state import stored_config
 from longtail.training import train as train_config
 
@@ -122,7 +123,7 @@ def run_config(
     return Run(out)
 
 
-MOVABLE = ("data.path", "run.device", "run.threads")
+MOVABLE = ("data.path", "run.device", "run.threads", *(f"test.{name}" for name in ScoringSettings.model_fields))
 
 
 def evaluate_run(
@@ -130,8 +131,9 @@ def evaluate_run(
 ) -> tuple[Prepared, Evaluation, list[str]]:
     """Evaluate a run's last or best weights on the set that its results are of.
 
-    ``settings`` may move the images and the computation (``data.path``, ``run.device``, ``run.threads``); anything
-    else would be another run and raises ConfigError. Returns the data, the evaluation, and notes worth saying.
+    ``settings`` may move the images and the computation (``data.path``, ``run.device``, ``run.threads``) and change how
+    the network answers (``test.*``); anything else would be another run and raises ConfigError. Returns the data, the
+    evaluation, and notes worth saying.
     """
     settings = settings or {}
     for group, inner in settings.items():
@@ -155,5 +157,9 @@ def evaluate_run(
         raise DataError(f"The classes of {config.data.path} are not those that {run} was trained on.")
     if data.fingerprint != described["data"]["fingerprint"]:
         notes.append("these are not the images that the run was trained and evaluated on")
+    refuse_choice_without_val(config, data)
     images = data.evaluation.to(next(model.method.parameters()).device)
-    return data, evaluate(model.method, images, data, model.view, config.data.groups), notes
+    evaluation = evaluate(model.method, images, data, model.view, config.data.groups, config.test)
+    if evaluation.scoring != AS_TRAINED:
+        notes.append("answers with " + describe_scoring(evaluation.scoring, config.test))
+    return data, evaluation, notes

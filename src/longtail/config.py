@@ -23,6 +23,7 @@ from longtail.methods import METHODS
 from longtail.models import BACKBONES
 from longtail.models.network import ModelSettings
 from longtail.saliency.detectors import DETECTORS
+from longtail.scoring import ScoringSettings
 from longtail.settings import AbsolutePath, Settings
 from longtail.training_settings import OptimSettings as OptimSettings
 from longtail.training_settings import RunSettings as RunSettings
@@ -69,6 +70,7 @@ class Config(Settings):
     method: AnyMethodSettings
     optim: OptimSettings = OptimSettings()
     run: RunSettings = RunSettings()
+    test: ScoringSettings = ScoringSettings()
 
     @property
     def method_name(self) -> str:

@@ -172,6 +172,8 @@ def evaluation_table(numbers: Mapping[str, Any], which: str, split: str, images:
     table.add_column(justify="left")
     table.add_column(justify="right")
     for name, value in numbers.items():
+        if name == "test":  # settings, which are said in words
+            continue
         for inner, number in value.items() if isinstance(value, Mapping) else [(None, value)]:
             shown = name if inner is None else f"{name}: {inner}"
             table.add_row(shown.replace("top1", "top-1").replace("_", " "), percent(number))

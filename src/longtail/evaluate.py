@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from longtail.data.scenes import seen_backgrounds
 from longtail.data.views import View
 from longtail.errors import DivergedError
 from longtail.files import write_atomic
+from longtail.losses import logit_adjustment
 from longtail.methods import Method
 from longtail.metrics import (
     Metrics,
@@ -29,12 +31,9 @@ from longtail.metrics import (
     per_class_accuracy,
     thirds,
 )
+from longtail.scoring import AS_TRAINED, Scoring, ScoringSettings, choose_scoring, score
 
-EVALUATION_BATCH = 500
-
-
-class EvaluationStoppedError(Exception):
-    """Raised inside an evaluation when a stop was asked for; what was counted so far is thrown away."""
+UNCHANGED = ScoringSettings()
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,7 @@ class Evaluation:
     metrics: Metrics
     backgrounds: dict[str, float | None] | None
     thirds: dict[str, float | None]
+    scoring: Scoring = AS_TRAINED
 
     @property
     def predicted(self) -> NDArray[np.int64]:
@@ -54,34 +54,32 @@ class Evaluation:
         return found
 
     def numbers(self) -> dict[str, Any]:
-        """The metrics by name; head/middle/tail thirds where a group is empty; backgrounds where they are known."""
+        """The metrics by name; head/middle/tail thirds where a group is empty; backgrounds where they are known;
+        and what ``test.*`` came to where it is not the default."""
         numbers: dict[str, Any] = dict(self.metrics.as_dict())
         if None in (self.metrics.many, self.metrics.medium, self.metrics.few):
             numbers["thirds"] = self.thirds
         if self.backgrounds is not None:
             numbers["backgrounds"] = self.backgrounds
+        if self.scoring != AS_TRAINED:
+            numbers["test"] = self.scoring.described()
         return numbers
 
 
-@torch.no_grad()
 def predict_probabilities(
-    method: Method, images: Tensor, plain: View, stopped: Callable[[], bool] = lambda: False
+    method: Method,
+    images: Tensor,
+    plain: View,
+    counts: Sequence[int] | Tensor,
+    scoring: Scoring = AS_TRAINED,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Tensor:
     """softmax of the logits without the training offset, (N, C) float32 on the CPU, for images (N, 3, H, W) uint8.
 
-    Raises EvaluationStoppedError between two batches when ``stopped()`` says so.
+    ``counts`` are the training images per class. Raises EvaluationStoppedError between two batches when ``stopped()``
+    says so.
     """
-    was_training = method.training
-    method.eval()
-    try:
-        parts = []
-        for part in torch.split(images, EVALUATION_BATCH):
-            if stopped():
-                raise EvaluationStoppedError
-            parts.append(torch.softmax(method.logits(plain.apply(part, ())).float(), dim=1).cpu())
-        return torch.cat(parts)
-    finally:
-        method.train(was_training)
+    return torch.softmax(score(method, images, plain, scoring, logit_adjustment(counts, 1.0), stopped), dim=1)
 
 
 def evaluate(
@@ -90,13 +88,17 @@ def evaluate(
     data: Prepared,
     plain: View,
     groups: tuple[int, int],
+    scoring: ScoringSettings = UNCHANGED,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
-    """Evaluate on one split; raises DivergedError where a probability is not finite."""
-    probabilities = predict_probabilities(method, images.images, plain, stopped).numpy()
+    """Evaluate on one split, with what ``scoring`` leaves to be chosen chosen on val; raises DivergedError where a
+    probability is not finite."""
+    val = None if data.val is None else data.val.to(images.images.device)
+    chosen = choose_scoring(scoring, method, val, plain, data.stats.counts, stopped)
+    probabilities = predict_probabilities(method, images.images, plain, data.stats.counts, chosen, stopped).numpy()
     if not np.isfinite(probabilities).all():
         raise DivergedError("The network's probabilities are not finite.", hint="Lower optim.lr.")
-    return evaluation_of(probabilities, images, data, groups)
+    return dataclasses.replace(evaluation_of(probabilities, images, data, groups), scoring=chosen)
 
 
 def evaluation_of(

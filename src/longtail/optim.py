@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -39,13 +41,21 @@ def lr_at(settings: OptimSettings, step: int, steps_per_epoch: int) -> float:
     return float(settings.lr * settings.decay**passed)
 
 
-def build_optimizer(module: nn.Module, settings: OptimSettings) -> torch.optim.SGD:
-    """SGD with momentum over all parameters in one group: weight decay falls on biases and batch-norm too.
+def build_optimizer(
+    module: nn.Module, settings: OptimSettings, rates: Mapping[str, float] = MappingProxyType({})
+) -> torch.optim.SGD:
+    """SGD with momentum over all parameters that want a gradient: weight decay falls on biases and batch-norm too.
 
-    Authors' program: the same. The rate is set by the loop before every step.
+    Authors' program: the same. The rate is set by the loop before every step, times ``rates`` for the parameters whose
+    names begin so: a group for each multiple, which holds it as ``rate``.
     """
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            rate = next((rate for beginning, rate in rates.items() if name.startswith(beginning)), 1.0)
+            groups.setdefault(rate, []).append(parameter)
     return torch.optim.SGD(
-        module.parameters(),
+        [{"params": parameters, "rate": rate} for rate, parameters in groups.items()],
         lr=settings.lr,
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,8 +20,10 @@ from longtail.data.views import build_view
 from longtail.device import resolve_device
 from longtail.errors import ConfigError, DataError, RunError
 from longtail.evaluate import predict_probabilities
+from longtail.files import read_json
 from longtail.methods import Method
 from longtail.rundir import RunDir
+from longtail.scoring import Scoring
 from longtail.state import build_method, load_model, model_part, stored_config
 
 Images = NDArray[Any] | Tensor | Sequence[Any]
@@ -29,17 +32,28 @@ Images = NDArray[Any] | Tensor | Sequence[Any]
 class Model:
     """The network of a run, with the size and normalization that it was trained with."""
 
-    def __init__(self, method: Method, config: Config, described: Mapping[str, Any], which: str) -> None:
-        self.method, self.config, self.which = method.eval(), config, which
+    def __init__(self, method: Method, config: Config, described: Mapping[str, Any], which: str, folder: Path) -> None:
+        self.method, self.config, self.which, self.folder = method.eval(), config, which, folder
         self.class_names: list[str] = list(described["data"]["class_names"])
         self.class_counts: list[int] = list(described["class_counts"])
         self.size = int(described["image_size"])
         mean, std = described["normalization"]["mean"], described["normalization"]["std"]
         self.view = build_view("plain", self.size, (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
 
+    @functools.cached_property
+    def scoring(self) -> Scoring:
+        """How the run answers (``test.*``), with what it chose on val for these weights; RunError if it has not yet."""
+        asked = self.config.test
+        if not asked.chooses:
+            return Scoring(**dict(asked))
+        results = self.folder / "results.json"
+        if not results.is_file():
+            raise RunError(f"{self.folder} has not finished, and has not chosen {', '.join(asked.chooses)} on val yet.")
+        return Scoring(**read_json(results)[self.which].get("test", {}))
+
     def predict(self, images: Images) -> NDArray[np.float32]:
         """Probabilities (N, C): softmax of the logits without the training offset, so for a uniform prior where the
-        method adjusts its logits.
+        method adjusts its logits; as the run's ``test.*`` have it.
 
         ``images``: uint8 (N, H, W, 3), (N, 3, H, W) or (N, H, W), floats in [0, 1] of those shapes, or a list of PIL
         images or paths. Another size is brought to that of the training images as ``data.size`` would: the short side
@@ -47,8 +61,9 @@ class Model:
         """
         device = next(self.method.parameters()).device
         stacked = as_uint8(images, self.size).to(device)
-        probabilities: NDArray[np.float32] = predict_probabilities(self.method, stacked, self.view).numpy()
-        return probabilities
+        probabilities = predict_probabilities(self.method, stacked, self.view, self.class_counts, self.scoring)
+        found: NDArray[np.float32] = probabilities.numpy()
+        return found
 
 
 def load(run: str | Path, which: str = "last", device: str = "auto") -> Model:
@@ -74,7 +89,7 @@ def load(run: str | Path, which: str = "last", device: str = "auto") -> Model:
     method = build_method(config, described["class_counts"], int(described["image_size"]))
     load_model(method, tensors)
     method.to(resolve_device(device))
-    return Model(method, config, described, which)
+    return Model(method, config, described, which, folder.path)
 
 
 def as_uint8(images: Images, size: int) -> Tensor:

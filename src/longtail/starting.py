@@ -103,26 +103,29 @@ def use_bfloat16(method: Method, device: torch.device) -> None:
 
     Heads, centers and losses stay float32: they cost next to nothing, and a similarity over a temperature of 0.1 would
     lose what 8 bits cannot tell. Evaluation stays float32 too, so that a run's numbers are those that anyone gets from
-    its weights.
+    its weights. A frozen backbone is in evaluation mode in training too, so that the network's mode says which it is.
     """
-    backbone = method.network.backbone
+    network, backbone = method.network, method.network.backbone
     exact = backbone.forward
 
     def forward(images: Tensor) -> Tensor:
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=backbone.training):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=network.training):
             features: Tensor = exact(images)
         return features.float()
 
     backbone.forward = forward
 
 
-def refuse_patience_without_val(config: Config, data: Prepared) -> None:
-    """Raise DataError for an early end that would be chosen on the images that are reported."""
-    if config.optim.patience is not None and data.val is None:
+def refuse_choice_without_val(config: Config, data: Prepared) -> None:
+    """Raise DataError for an early end or an answer that would be chosen on the images that are reported."""
+    chosen = [f"{key}=val" for key in config.test.chooses]
+    if config.optim.patience is not None:
+        chosen.append(f"optim.patience={config.optim.patience}")
+    if chosen and data.val is None:
         raise DataError(
-            f"optim.patience={config.optim.patience} needs val images apart from the {data.evaluated_on} images: "
+            f"{', '.join(chosen)} needs val images apart from the {data.evaluated_on} images: "
             "nothing is selected on what is reported.",
-            hint="Keep some with data.val=IMAGES_A_CLASS, or leave optim.patience out.",
+            hint=f"Keep some with data.val=IMAGES_A_CLASS, or leave {chosen[0].partition('=')[0]} out.",
         )
 
 

@@ -149,7 +149,8 @@ def _below(prefix: str, checkpoint: Checkpoint) -> dict[str, Tensor]:
 def load_initial_weights(method: Method, source: Path) -> str:
     """Start from a run folder or a safetensors file: every tensor whose name and shape fit is taken.
 
-    Returns a sentence that says how many; raises RunError where none fits or nothing can be read.
+    But for what the method begins anew. Returns a sentence that says how many; raises RunError where none fits, nothing
+    can be read, or what the method has to find whole is not there.
     """
     if source.is_dir():
         checkpoint = RunDir(source).load_checkpoint()
@@ -162,8 +163,50 @@ def load_initial_weights(method: Method, source: Path) -> str:
         except (OSError, SafetensorError) as error:
             raise RunError(f"{source} cannot be read as safetensors: {error}") from None
     own = method.state_dict()
-    fitting = {name: value for name, value in tensors.items() if name in own and own[name].shape == value.shape}
+    wanted = {name: value for name, value in own.items() if not name.startswith(method.never_from_init)}
+    fitting = {name: value for name, value in tensors.items() if name in wanted and own[name].shape == value.shape}
     if not fitting:
         raise RunError(f"Nothing in {source} fits this model.")
+    refuse_unless_whole(method, tensors, source)
     method.load_state_dict(own | fitting)
-    return f"Started from {source}: {len(fitting)} of {len(own)} tensors fit."
+    anew = sorted({".".join(name.split(".")[:2]) for name in own.keys() - wanted.keys()})
+    said = f"; {' and '.join(anew)} begin{'s' if len(anew) == 1 else ''} anew" if anew else ""
+    return f"Started from {source}: {len(fitting)} of {len(wanted)} tensors fit{said}."
+
+
+def refuse_unless_whole(method: Method, tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Raise RunError unless ``tensors`` hold ``method.from_init`` whole and nothing beside, and are of as many classes.
+
+    What is left over counts, because a shallow backbone fits into a deep one, and a classifier without a bias into one
+    that has it.
+    """
+    own = method.state_dict()
+    hint = "Set data.*, model.backbone and model.classifier to those of the run that the weights are of."
+    last = "network.classifier.weight"
+    if method.from_init and last in tensors and len(tensors[last]) != len(own[last]):
+        raise RunError(f"{source} is of {len(tensors[last])} classes, and the data have {len(own[last])}.", hint=hint)
+    for part in method.from_init:
+        here = {name: value.shape for name, value in own.items() if name.startswith(part)}
+        there = {name: value.shape for name, value in tensors.items() if name.startswith(part)}
+        other = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
+        if other:
+            raise RunError(
+                f"{source} holds another {part.removesuffix('.')} than this model has: {len(other)} of its tensors are "
+                f"missing, left over or of another shape, beginning with {other[0]}.",
+                hint=hint,
+            )
+
+
+def begin(method: Method, config: Config) -> str | None:
+    """Give a new run its initial weights, if it has any; returns what is to be said of them.
+
+    Raises RunError where they do not fit.
+    """
+    if config.init is not None:
+        return load_initial_weights(method, Path(config.init))
+    if method.from_init:
+        return (
+            f"Without init=RUN '{config.method_name}' freezes a network that nobody trained, and learns on random "
+            f"features. Train a first stage, e.g. {config.data.name}/ce, and give its folder as init."
+        )
+    return None

@@ -5,40 +5,40 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from longtail.averaging import Average, averaged
 from longtail.config import Config
-from longtail.data.images import Source
+from longtail.data.images import ImageSet, Source
 from longtail.data.loader import Loader
 from longtail.data.open import open_data
 from longtail.description import describe_run, summarize
 from longtail.detection import digest
 from longtail.device import resolve_device
 from longtail.errors import EXIT_SIGTERM, ConfigError, DivergedError, RunError, StoppedError
-from longtail.evaluate import Evaluation, EvaluationStoppedError, describe, evaluate, write_per_class, write_predictions
+from longtail.evaluate import Evaluation, describe, evaluate, write_per_class, write_predictions
 from longtail.files import read_json, write_json
 from longtail.interrupts import locked, memory_errors, stop_signals
 from longtail.listeners import Listener, Silent
 from longtail.optim import build_optimizer, lr_at
 from longtail.rundir import Checkpoint, RunDir
+from longtail.scoring import EvaluationStoppedError
 from longtail.starting import (
     build_views,
     default_out,
     find_peaks,
     pin_threads,
+    refuse_choice_without_val,
     refuse_other_config,
-    refuse_patience_without_val,
     should_compile,
     use_bfloat16,
 )
 from longtail.state import (
     RunState,
+    begin,
     build_method,
-    load_initial_weights,
     load_model,
     model_tensors,
     restore,
@@ -89,18 +89,19 @@ def train(
     data = open_data(config.data, source)
     if resuming and described["data"]["fingerprint"] != data.fingerprint:
         raise RunError(f"The images are not those that {run.path} was trained on.")
-    refuse_patience_without_val(config, data)
+    refuse_choice_without_val(config, data)
     size, groups = int(data.train.images.shape[-1]), config.data.groups
     method = build_method(config, data.stats.counts, size)
+    config.test.check(method)
     views = build_views(config, data)
     peaks = find_peaks(config, data, method, views, saliency, listener)
     if resuming and described.get("peaks") != digest(peaks):
         raise RunError(f"The saliency maps are not those that {run.path} was trained with.")
-    if config.init is not None and not (resuming and run.has_checkpoint):
-        listener.said(load_initial_weights(method, Path(config.init)))
+    if not (resuming and run.has_checkpoint) and (said := begin(method, config)) is not None:
+        listener.said(said)
     method.to(device)
     selection, reported = (data.val or data.evaluation).to(device), data.evaluation.to(device)
-    optimizer = build_optimizer(method, config.optim)
+    optimizer = build_optimizer(method, config.optim, method.rates)
     average = None if config.optim.ema is None else Average(method, config.optim.ema)
     loader = Loader(
         data.train.to(device),
@@ -151,6 +152,9 @@ def train(
             last_save = time.monotonic()
             run.save_checkpoint(snapshot(step, method, optimizer, state, average))
 
+        def evaluated(images: ImageSet) -> Evaluation:
+            return evaluate(method, images, data, views["plain"], groups, config.test, stop.is_set)
+
         def stop_if_asked() -> None:
             # A run past its last step needs less than a resume would. Evaluations go on: every start gets somewhere.
             late = step < steps and time.monotonic() - began > 60 * (config.run.stop_after_minutes or math.inf)
@@ -185,7 +189,7 @@ def train(
                 rate = images_seen / max(time.monotonic() - epoch_started, 1e-9)
                 if (epoch + 1) % config.run.evaluate_every == 0 or epoch + 1 == config.optim.epochs:
                     with averaged(method, average):
-                        evaluation = evaluate(method, selection, data, views["plain"], groups, stop.is_set)
+                        evaluation = evaluated(selection)
                     numbers = evaluation.numbers()
                     row = {
                         "step": step,
@@ -208,12 +212,12 @@ def train(
             best_numbers = state.best_numbers
             if data.val is not None or evaluation is None:
                 with averaged(method, average):
-                    evaluation = evaluate(method, reported, data, views["plain"], groups, stop.is_set)
+                    evaluation = evaluated(reported)
             if data.val is not None:
                 last = model_tensors(method)
                 load_model(method, run.load_best().tensors)
                 try:
-                    best_numbers = evaluate(method, reported, data, views["plain"], groups, stop.is_set).numbers()
+                    best_numbers = evaluated(reported).numbers()
                 finally:
                     load_model(method, last)  # a stop in this evaluation saves a checkpoint, of the last weights
         except EvaluationStoppedError:

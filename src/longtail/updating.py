@@ -38,14 +38,14 @@ class PartProgress(Progress):
 def update(
     method: Method, optimizer: torch.optim.Optimizer, batch: Batch, at: Progress, lr: float, settings: OptimSettings
 ) -> Update:
-    """Take one step of the optimizer at the rate ``lr``.
+    """Take one step of the optimizer at the rate ``lr``, times the ``rate`` of each group of parameters.
 
     g = gradient of the loss at the weights w; with ``sam``, at w + rho g / |g| instead; with ``clip``,
     g := g min(1, clip / |g|). Norms are over all parameters together. Raises DivergedError before the step where a loss
     or a clipped norm is not finite.
     """
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("rate", 1.0)
     optimizer.zero_grad(set_to_none=True)
     done = add_gradients(method, batch, at, lr, settings)
     if settings.sam is not None:

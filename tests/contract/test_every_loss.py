@@ -46,6 +46,12 @@ def _masked(features: Tensor, labels: Tensor) -> Tensor:
     return losses.masked_contrastive_loss(rows, ids, rows, ids, temperature=0.1, self_index=itself)
 
 
+def _parametric(features: Tensor, labels: Tensor) -> Tensor:
+    rows, ids = features.flatten(0, 1), labels.repeat_interleave(features.shape[1])
+    logits = 2 * soft_target(ids, CLASSES).to(features)
+    return losses.parametric_contrastive_loss(rows, ids, logits, rows, ids, temperature=0.1, alpha=0.3)
+
+
 # Of logits (B, C) and labels (B,).
 CLASSIFICATION: dict[str, Loss] = {
     "cross_entropy": lambda logits, labels: losses.cross_entropy(logits, labels),
@@ -77,6 +83,9 @@ CLASSIFICATION: dict[str, Loss] = {
         logits,
         0.7 * soft_target(labels, CLASSES) + 0.3 / CLASSES,
         smoothing=torch.linspace(0.4, 0.1, CLASSES).to(logits),
+    ),
+    "smooth_labels": lambda logits, labels: losses.cross_entropy(
+        logits, losses.smooth_labels(soft_target(labels, CLASSES).to(logits), 0.2)
     ),
     "label_aware_smoothing": lambda logits, labels: losses.smoothed_cross_entropy(
         logits, labels, smoothing=losses.label_aware_smoothing(COUNTS).to(logits)
@@ -117,6 +126,7 @@ CONTRASTIVE: dict[str, Loss] = {
         features, labels, temperature=0.1
     ),
     "masked_contrastive_loss": _masked,
+    "parametric_contrastive_loss": _parametric,
 }
 for _name in CONTRASTS:
     CONTRASTIVE[f"contrast {_name}"] = lambda features, labels, _name=_name: CONTRASTS[_name](  # type: ignore[misc]

@@ -19,13 +19,13 @@ from longtail.data.scene_rendering import background, load_material
 from longtail.data.scenes import plan_balanced
 from longtail.data.views import View
 from longtail.errors import DataError, RunError
-from longtail.evaluate import EVALUATION_BATCH
 from longtail.explain.objects import Groups, object_boxes, salient_peaks
 from longtail.files import read_json
 from longtail.mixing.boxes import boxes_around, draw_beta, erase
 from longtail.predict import Model, load
 from longtail.rng import generator
 from longtail.rundir import RunDir
+from longtail.scoring import EVALUATION_BATCH
 from longtail.state import stored_config
 
 CHUNK = 256

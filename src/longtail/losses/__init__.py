@@ -8,7 +8,8 @@ from longtail.losses.contrastive import (
     supervised_contrastive_loss,
 )
 from longtail.losses.margins import focal_loss, ldam_margins, margin_cross_entropy
-from longtail.losses.smoothing import label_aware_smoothing, smoothed_cross_entropy
+from longtail.losses.parametric import parametric_contrastive_loss
+from longtail.losses.smoothing import label_aware_smoothing, smooth_labels, smoothed_cross_entropy
 
 __all__ = [
     "balanced_contrastive_loss",
@@ -21,6 +22,8 @@ __all__ = [
     "logit_adjustment",
     "margin_cross_entropy",
     "masked_contrastive_loss",
+    "parametric_contrastive_loss",
+    "smooth_labels",
     "smoothed_cross_entropy",
     "supervised_contrastive_loss",
 ]

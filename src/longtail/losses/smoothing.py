@@ -1,4 +1,4 @@
-"""Label smoothing by class: the labels of classes with many images are smoothed more."""
+"""Label smoothing, one share for all classes or, more for classes with many images, one for each."""
 
 from __future__ import annotations
 
@@ -46,6 +46,17 @@ def smoothed_cross_entropy(
     share = smoothing.to(log_p)
     losses = -(1 - share) * log_p - share * log_p.mean(dim=1, keepdim=True)
     return reduce_losses(losses, target, weight)
+
+
+def smooth_labels(target: Tensor, share: float) -> Tensor:
+    """Soft labels of which ``share`` goes to all C classes alike: t' = (1 - share) t + share / C, (B, C).
+
+    Szegedy et al., "Rethinking the Inception Architecture", arXiv 1512.00567, section 7. Raises ValueError for a share
+    outside [0, 1].
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share must be in [0, 1], not {share}.")
+    return (1 - share) * target + share / target.shape[1]
 
 
 def label_aware_smoothing(

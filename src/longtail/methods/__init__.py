@@ -8,9 +8,11 @@ from typing import Any, Protocol
 
 from longtail.methods.base import Batch, DataNeeds, Method, Progress, StepOutput
 from longtail.methods.concutmix import ConCutMix, ConCutMixSettings
+from longtail.methods.paco import PaCo, PaCoSettings
 from longtail.methods.plain import Plain, PlainSettings
 from longtail.methods.smcl import SMCL, SMCLSettings
 from longtail.methods.smcl_concutmix import SMCLConCutMix, SMCLConCutMixSettings
+from longtail.methods.two_stage import TwoStage, TwoStageSettings
 from longtail.models.network import ModelSettings
 from longtail.settings import Settings
 
@@ -27,7 +29,9 @@ class _Build(Protocol):
 class MethodEntry:
     """A row of ``METHODS``: what builds it, its settings and the point in them that carries the name.
 
-    ``model`` is what a recipe of the method sets under ``model.*``, where its paper asks for a network of its own.
+    ``model`` is what a recipe of the method sets under ``model.*``, where its paper asks for a network of its own, and
+    ``test`` what it sets under ``test.*``, where its point is how a trained network answers. ``optim`` is what it sets
+    under ``optim.*`` for a stage that is short whatever the data.
     """
 
     build: _Build
@@ -36,7 +40,12 @@ class MethodEntry:
     paper: str
     defaults: Mapping[str, Any] = field(default_factory=dict)
     model: Mapping[str, Any] = field(default_factory=dict)
+    test: Mapping[str, Any] = field(default_factory=dict)
+    optim: Mapping[str, Any] = field(default_factory=dict)
 
+
+# The rate restarts at that of the first stage and falls by a cosine, in paper and programs of both.
+_STAGE_TWO: dict[str, Any] = {"schedule": "cosine", "warmup_epochs": 0}
 
 METHODS: dict[str, MethodEntry] = {
     "ce": MethodEntry(
@@ -109,6 +118,14 @@ METHODS: dict[str, MethodEntry] = {
         {"criterion": "ldam-drw"},
         {"classifier": "cosine"},
     ),
+    "tau-norm": MethodEntry(
+        Plain,
+        PlainSettings,
+        "cross-entropy, tested with a classifier whose rows are brought closer in length",
+        "Kang et al., ICLR 2020, arXiv 1910.09217",
+        {"criterion": "ce"},
+        test={"tau_norm": 1.0},
+    ),
     "smcl": MethodEntry(
         SMCL,
         SMCLSettings,
@@ -164,11 +181,47 @@ METHODS: dict[str, MethodEntry] = {
         "Khosla et al., NeurIPS 2020, arXiv 2004.11362",
         {"contrast": "supervised"},
     ),
+    "paco": MethodEntry(
+        PaCo,
+        PaCoSettings,
+        "one contrastive loss over class centers, the batch and a queue of keys from a momentum encoder",
+        "Cui et al., ICCV 2021, arXiv 2107.12028",
+    ),
     "label-aware-smoothing": MethodEntry(
         Plain,
         PlainSettings,
         "cross-entropy whose labels are smoothed more the more images their class has",
         "Zhong et al. (MiSLAS), CVPR 2021, arXiv 2104.00466",
         {"criterion": "label-aware-smoothing"},
+    ),
+    "crt": MethodEntry(
+        TwoStage,
+        TwoStageSettings,
+        "stage two: a fresh classifier on the frozen backbone of init, from class-balanced draws",
+        "Kang et al., ICLR 2020, arXiv 1910.09217",
+        {"classifier": "anew"},
+        optim={"epochs": 10, **_STAGE_TWO},
+    ),
+    "lws": MethodEntry(
+        TwoStage,
+        TwoStageSettings,
+        "stage two: a scale per class for the frozen classifier of init, from class-balanced draws",
+        "Kang et al., ICLR 2020, arXiv 1910.09217",
+        {"classifier": "frozen", "scales": True},
+        optim={"epochs": 5, **_STAGE_TWO},
+    ),
+    "mislas": MethodEntry(
+        TwoStage,
+        TwoStageSettings,
+        "stage two: label-aware smoothing, scales and shifted batch-norm on the frozen backbone of init",
+        "Zhong et al., CVPR 2021, arXiv 2104.00466",
+        {
+            "classifier": "continued",
+            "scales": True,
+            "shift": True,
+            "classifier_rate": 0.2,
+            "criterion": "label-aware-smoothing",
+        },
+        optim={"epochs": 10, **_STAGE_TWO},
     ),
 }

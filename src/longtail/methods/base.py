@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +33,12 @@ class Method(nn.Module, abc.ABC):
 
     needs: DataNeeds
     network: Network
+    from_init: tuple[str, ...] = ()
+    """What ``init`` has to hold whole, as beginnings of tensor names; a method that names none takes what fits."""
+    never_from_init: tuple[str, ...] = ()
+    """What begins anew even where ``init`` holds it, as beginnings of tensor names."""
+    rates: Mapping[str, float] = MappingProxyType({})
+    """Multiples of the learning rate, by beginnings of parameter names; 1 for the others."""
 
     @abc.abstractmethod
     def forward(self, batch: Batch, at: Progress) -> StepOutput:

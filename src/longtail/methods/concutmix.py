@@ -17,12 +17,13 @@ from torch import Tensor
 from longtail.losses import balanced_contrastive_loss, cross_entropy, logit_adjustment
 from longtail.methods.base import Batch, DataNeeds, Method, Progress, StepOutput
 from longtail.methods.composition import CutMix, soft_target
+from longtail.methods.criteria import LabelSettings
 from longtail.mixing import rectification_confidence, rectify_labels
 from longtail.models.network import ModelSettings, Network, ProjectionSettings, stack_views
-from longtail.settings import Settings, Time, resolve_time
+from longtail.settings import Time, resolve_time
 
 
-class ConCutMixSettings(Settings):
+class ConCutMixSettings(LabelSettings):
     """``method.*`` of ConCutMix; ``omega`` and ``topk`` default to C / 1275 and min(30, round(0.3 C))."""
 
     alpha: float = Field(2.0, ge=0)
@@ -101,7 +102,7 @@ class ConCutMix(Method):
             target, logs["gamma"] = rectified(mixed.target, projected[:images], centers, self.counts, own)
 
         logits = self.network.classifier(features[:images])
-        classification = cross_entropy(logits, target, offset=self.offset)
+        classification = cross_entropy(logits, own.smoothed(target), offset=self.offset)
         contrastive = balanced_contrastive_loss(
             stack_views(projected[images:], len(batch.views) - 1),
             batch.target,

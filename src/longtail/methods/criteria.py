@@ -18,12 +18,24 @@ from longtail.losses import (
     ldam_margins,
     logit_adjustment,
     margin_cross_entropy,
+    smooth_labels,
     smoothed_cross_entropy,
 )
 from longtail.settings import Settings, Time, resolve_time
 
 
-class CriterionSettings(Settings):
+class LabelSettings(Settings):
+    """The keys of ``method.*`` that any classification loss has."""
+
+    label_smoothing: float = Field(0.0, ge=0, le=1)
+    """Share of every label, mixed and rectified ones too, that goes to all classes alike."""
+
+    def smoothed(self, target: Tensor) -> Tensor:
+        """The soft labels (B, C) that the loss is given."""
+        return smooth_labels(target, self.label_smoothing) if self.label_smoothing > 0 else target
+
+
+class CriterionSettings(LabelSettings):
     """The keys of ``method.*`` that choose the classification loss."""
 
     criterion: Literal[
@@ -59,8 +71,9 @@ class CriterionSettings(Settings):
 class Criterion(nn.Module):
     """``criterion(logits (B, C), target (B, C), at) -> scalar``: a loss, and the vectors (C,) that it is given.
 
-    ``weight`` counts from epoch ``weight_start`` on; before it images weigh the same. The vectors are non-persistent
-    buffers: they move with the module, and no checkpoint holds what counts decide.
+    ``relabel`` is done to labels before the loss. ``weight`` counts from epoch ``weight_start`` on; before it images
+    weigh the same. The vectors are non-persistent buffers: they move with the module, and no checkpoint holds what
+    counts decide.
     """
 
     def __init__(
@@ -72,9 +85,10 @@ class Criterion(nn.Module):
         smoothing: Tensor | None = None,
         weight: Tensor | None = None,
         weight_start: Time = 0,
+        relabel: Callable[[Tensor], Tensor] = lambda target: target,
     ) -> None:
         super().__init__()
-        self.loss = loss
+        self.loss, self.relabel = loss, relabel
         self.weight_start = weight_start
         self.register_buffer("offset", offset, persistent=False)
         self.register_buffer("margins", margins, persistent=False)
@@ -90,7 +104,7 @@ class Criterion(nn.Module):
         vectors = dict(self.named_buffers())  # without those that are None
         if not self.weighs(at):
             vectors.pop("weight", None)
-        return self.loss(logits, target, **vectors)
+        return self.loss(logits, self.relabel(target), **vectors)
 
 
 def _ce(own: CriterionSettings, counts: Sequence[int]) -> Criterion:
@@ -157,4 +171,6 @@ CRITERIA: dict[str, Callable[[CriterionSettings, Sequence[int]], Criterion]] = {
 
 def build_criterion(settings: CriterionSettings, counts: Sequence[int]) -> Criterion:
     """The criterion that ``settings`` name, for ``counts`` training images per class."""
-    return CRITERIA[settings.criterion](settings, counts)
+    criterion = CRITERIA[settings.criterion](settings, counts)
+    criterion.relabel = settings.smoothed
+    return criterion

@@ -132,7 +132,8 @@ class SMCLConCutMix(Method):
         target = soft_target(batch.target, len(self.counts)) if made is None else made.target
         if made is not None and at.epoch > resolve_time(own.rectify_start, at.epochs):
             target, logs["gamma"] = rectified(target, projected[:count], centers, self.counts, own)
-        classification = cross_entropy(self.network.classifier(features[:count]), target, offset=self.offset)
+        logits = self.network.classifier(features[:count])
+        classification = cross_entropy(logits, own.smoothed(target), offset=self.offset)
         directions = F.normalize(centers, dim=1)
         pairs = stack_views(projected[count : 3 * count], 2)
         contrastive = balanced_contrastive_loss(pairs, batch.target, directions, temperature=own.temperature)

@@ -10,7 +10,7 @@ from longtail.config import Config, build_config
 from longtail.errors import ConfigError, unknown_name
 from longtail.layers import merge, parse_assignments, read_config_file
 from longtail.methods import METHODS
-from longtail.recipes.presets import PRESETS, TAU_OF_IMBALANCE, TUNED
+from longtail.recipes.presets import MISLAS_OF_IMBALANCE, PRESETS, TAU_OF_IMBALANCE, TUNED
 
 __all__ = ["load_config", "recipe", "recipe_names", "recipe_note", "recipe_source"]
 
@@ -31,9 +31,9 @@ def recipe_note(name: str) -> str:
 
 
 def recipe(name: str, imbalance: float | None = None) -> dict[str, Any]:
-    """The nested values of a recipe: preset, then the method's name and network, then the tuned entry.
+    """The nested values of a recipe: preset, then what the method's name stands for, then the tuned entry.
 
-    ``imbalance`` picks the strength of logit adjustment where the source has one for it. Raises ConfigError for an
+    ``imbalance`` picks the settings that the source gives for it, if it gives any. Raises ConfigError for an
     unknown name, with the nearest match.
     """
     data, slash, method = name.partition("/")
@@ -43,15 +43,16 @@ def recipe(name: str, imbalance: float | None = None) -> dict[str, Any]:
         if slash and method in METHODS:
             raise unknown_name("data set", data, PRESETS)
         raise unknown_name("recipe", name, recipe_names())
-    named = {"data": {"name": data}, "model": METHODS[method].model, "method": {"name": method}}
-    layers: list[Mapping[str, Any]] = [PRESETS[data], named]
+    entry = METHODS[method]
+    named = {"data": {"name": data}, "model": entry.model, "method": {"name": method}, "test": entry.test}
+    layers: list[Mapping[str, Any]] = [PRESETS[data], named, {"optim": entry.optim}]
     if name in TUNED:
         layers.append(TUNED[name].settings)
     values = merge(*layers)
     chosen = imbalance if imbalance is not None else values["data"].get("imbalance")
     if chosen in TAU_OF_IMBALANCE.get(name, {}):
         values["method"]["tau"] = TAU_OF_IMBALANCE[name][chosen]
-    return values
+    return merge(values, {"method": MISLAS_OF_IMBALANCE.get(name, {}).get(chosen, {})})
 
 
 def load_config(target: str | Path | None, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Config:

@@ -76,6 +76,13 @@ _SMCL_CIFAR: dict[str, Any] = {
 }
 _SMCL_NOTE = "mu and masking are the paper's, the optimizer and views our reading"
 
+# The second stage in the program of MiSLAS; smoothing, rate and shift are in MISLAS_OF_IMBALANCE.
+_MISLAS_CIFAR: dict[str, Any] = {
+    "views": {"classification": "crop-flip"},
+    "optim": {"epochs": 10, "batch": 128, "lr": 0.1, "weight_decay": 2e-4},
+}
+_MISLAS_NOTE = "stage two, for imbalance 100, 50 and 10; its stage one is mixup: docs/methods/mislas.md"
+
 _MEETING_NOTE = "tau, omega and K are the ConCutMix authors', place and mu untuned"
 
 _SCENES_NOTE = "backbone, epochs and rate of the preset, in a few trials with seed 0"
@@ -90,6 +97,8 @@ TUNED: dict[str, Tuned] = {
     "cifar100/smcl": Tuned(_SMCL_CIFAR, "paper", _SMCL_NOTE),
     "scenes/smcl": Tuned({}, "ours (selected on val)", "the paper's masking stood a trial of five on val, one seed"),
     "cifar10/concutmix": Tuned({"method": _CONCUTMIX_CIFAR10}, "authors' program", "tau is theirs for imbalance 100"),
+    "cifar10/mislas": Tuned(_MISLAS_CIFAR, "authors' program", _MISLAS_NOTE),
+    "cifar100/mislas": Tuned(_MISLAS_CIFAR, "authors' program", _MISLAS_NOTE),
 }
 
 TAU_OF_IMBALANCE: dict[str, dict[float, float]] = {
@@ -97,3 +106,22 @@ TAU_OF_IMBALANCE: dict[str, dict[float, float]] = {
     "cifar10/concutmix": {100.0: 0.85, 50.0: 0.81, 10.0: 1.0},
 }
 """The strength of logit adjustment that the ConCutMix authors chose for each imbalance (on the test set)."""
+
+
+def _mislas(head: float, tail: float, classifier_rate: float, shift: bool) -> dict[str, Any]:
+    return {"smooth_head": head, "smooth_tail": tail, "classifier_rate": classifier_rate, "shift": shift}
+
+
+MISLAS_OF_IMBALANCE: dict[str, dict[float, dict[str, Any]]] = {
+    "cifar10/mislas": {
+        100.0: _mislas(0.3, 0.0, 0.5, False),
+        50.0: _mislas(0.2, 0.0, 0.2, False),
+        10.0: _mislas(0.1, 0.0, 0.2, False),
+    },
+    "cifar100/mislas": {
+        100.0: _mislas(0.4, 0.1, 0.2, True),
+        50.0: _mislas(0.3, 0.0, 0.1, True),
+        10.0: _mislas(0.2, 0.0, 0.1, True),
+    },
+}
+"""The settings of the second stage that the MiSLAS authors' program has for each imbalance; it has no val set."""

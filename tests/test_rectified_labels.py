@@ -1,0 +1,135 @@
+"""What rectification does to labels, and the study that trains its shared half once."""
+
+from __future__ import annotations
+
+import math
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import tiny
+from longtail.api import Run, run_config
+from longtail.errors import ConfigError
+from longtail.explain import label_effect, rectification_effect
+from longtail.listeners import Silent
+from longtail.rng import generator
+from longtail.study import read_study
+from longtail.study.cells import Finder, study_cells
+
+BENCHMARK = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "omega_study.py"))
+
+
+def test_each_number_of_a_label_is_its_sum_in_loops() -> None:
+    g = generator("label effect")
+    features, centers = torch.randn(7, 3, generator=g), torch.randn(5, 3, generator=g)
+    gallery, gallery_labels = torch.randn(11, 3, generator=g), torch.randint(0, 5, (11,), generator=g)
+    pairs = [(0, 1), (2, 2), (3, 4), (1, 4), (0, 4), (2, 3), (1, 0)]
+    lam = torch.rand(7, generator=g).tolist()
+    area = torch.zeros(7, 5)
+    for row, ((one, other), share) in enumerate(zip(pairs, lam, strict=True)):
+        area[row, one] += share
+        area[row, other] += 1 - share
+    counts, scale, topk = [50, 20, 10, 5, 2], 3.0, 2
+    found = label_effect(features, centers, area, counts, gallery, gallery_labels, scale=scale, topk=topk)
+    for row in range(7):
+        u = features[row].tolist()
+        near = [math.dist(u, image) for image in gallery.tolist()]
+        c = int(gallery_labels[near.index(min(near))])
+        distances = [math.dist(u, center) for center in centers.tolist()]
+        kept = sorted(range(5), key=distances.__getitem__)[:topk]
+        total = sum(1 / distances[k] for k in kept)
+        q = [1 / distances[k] / total if k in kept else 0.0 for k in range(5)]
+        t = area[row].tolist()
+        mass = sum(n * share for n, share in zip(counts, t, strict=True))
+        gamma = min(1.0, scale * math.log(mass) / sum(math.log(n) for n in counts))
+        moved = [gamma * a + (1 - gamma) * b for a, b in zip(q, t, strict=True)]
+        expected = {
+            "gamma": gamma,
+            "moved": sum(abs(a - b) for a, b in zip(moved, t, strict=True)) / 2,
+            "outside": sum(a for a, b in zip(moved, t, strict=True) if b == 0),
+            "semantic_outside": sum(a for a, b in zip(q, t, strict=True) if b == 0),
+            "neighbor_in_pair": float(t[c] > 0),
+            "semantic_agrees": float(q.index(max(q)) == c),
+            "area_agrees": float(t.index(max(t)) == c),
+            "rectified_agrees": float(moved.index(max(moved)) == c),
+            "semantic_mass": q[c],
+            "area_mass": t[c],
+            "rectified_mass": moved[c],
+        }
+        assert {name: float(value[row]) for name, value in found.items()} == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+def test_a_finished_run_tells_what_its_rectification_did(finished_run: Run) -> None:
+    told = rectification_effect(finished_run.path)
+    assert told["omega"] == pytest.approx(4 / 1275)
+    assert told["images"] % 1 == 0
+    assert 0 < told["images"] <= 21
+    assert 0 < told["all"]["gamma"] < 4 / 1275
+    # No mass leaves an image's pair but that which gamma gives to the semantic label.
+    assert told["all"]["outside"] <= told["all"]["gamma"]
+    assert rectification_effect(finished_run.path, omega=0.0)["all"]["moved"] == 0
+    strong = rectification_effect(finished_run.path, omega=1e9)["all"]
+    assert strong["gamma"] == 1
+    assert strong["rectified_mass"] == pytest.approx(strong["semantic_mass"])
+
+
+def test_a_run_that_rectifies_nothing_is_refused(tmp_path: Path, tiny_npz: Path) -> None:
+    run_config(tiny.tiny_config("ce", tiny_npz, tmp_path / "ce"))
+    with pytest.raises(ConfigError, match="rectifies no labels"):
+        rectification_effect(tmp_path / "ce")
+
+
+STUDY: dict[str, Any] = {
+    "name": "omega",
+    "base": "npz/concutmix",
+    "seeds": [3],
+    "settings": tiny.settings_of("concutmix", optim={"epochs": 4}, method={"mix_probability": 1.0}),
+    "rows": {"none": {"method.omega": 0}, "strong": {"method.omega": 40.0}, "one center": {"method.topk": 1}},
+}
+
+
+@pytest.fixture
+def study(tmp_path: Path, tiny_npz: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "omega.yaml"
+    file.write_text(yaml.safe_dump(STUDY, sort_keys=False))
+    return file
+
+
+def test_rows_that_share_their_first_half_end_as_runs_of_their_own(study: Path, tiny_npz: Path, tmp_path: Path) -> None:
+    over = {"data": {"path": str(tiny_npz)}}
+    BENCHMARK["run_cells"](study, over, [], Silent())
+    ends = []
+    cells = study_cells(read_study(study, over), Path("runs/studies/omega"))
+    for number, cell in enumerate(cells):
+        alone = tmp_path / f"alone{number}"
+        run_config(cell.config.model_copy(update={"out": str(alone)}))
+        mine, other = tiny.outcome(cell.folder), tiny.outcome(alone)
+        for name in ("last", "best", "results", "metrics"):
+            assert mine[name] == other[name], (cell.name, name)
+        ends.append(mine["last"])
+    assert len({str(end) for end in ends}) == 3, "or the rows would not differ"
+    finder = Finder(tmp_path / "results")
+    for cell in cells:
+        finder.look(cell)
+        assert cell.status == "finished"
+
+
+def test_a_study_of_other_settings_shares_nothing(study: Path, tiny_npz: Path) -> None:
+    study.write_text(yaml.safe_dump(STUDY | {"rows": {"a": {}, "b": {"method.tau": 0.5}}}))
+    with pytest.raises(ConfigError, match=r"differs from a, seed 3 in method\.tau"):
+        BENCHMARK["run_cells"](study, {"data": {"path": str(tiny_npz)}}, [], Silent())
+
+
+def test_the_shipped_study_rectifies_with_six_strengths() -> None:
+    shipped = read_study(Path(__file__).parents[1] / "studies" / "omega-cifar100.yaml", {"data": {"path": "x.npz"}})
+    cells = study_cells(shipped, Path("out"))
+    omegas = {cell.labels[0]: cell.config.method.omega for cell in cells}  # type: ignore[attr-defined]
+    assert omegas["omega 0"] == 0
+    assert omegas["authors"] == pytest.approx(20 / 255)
+    assert {BENCHMARK["first_rectified"](cell.config) for cell in cells} == {11}
+    assert len(shipped.seeds) >= 3
