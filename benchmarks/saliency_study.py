@@ -3,11 +3,13 @@
 python benchmarks/saliency_study.py hits [--run RUN ...] --out FILE.json
 python benchmarks/saliency_study.py backgrounds RUN RUN ... --out FILE.json
 python benchmarks/saliency_study.py table FILE.json ...
+python benchmarks/saliency_study.py picture --out FILE.png
 
 ``hits``: how often each saliency detector finds the object of the embedded scenes; those that ask a network, once for
 each finished run. ``backgrounds``: whether images of head classes without their object lie near minority classes and
 are taken for them; runs are grouped by the name of their folder before ``-sSEED``, and compared with the first group's
 at equal seeds. ``table`` prints both as Markdown.
+``picture``: images of the scenes, what a detector makes of them, and what is left when the box around its peak is gone.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ from longtail.data.settings import DataSettings
 from longtail.errors import ConfigError, LongtailError
 from longtail.explain import background_votes, mask_hits, salient_peaks
 from longtail.explain.backgrounds import finished_model
+from longtail.mixing import boxes_around, erase
 from longtail.predict import Model
+from longtail.saliency import fine_grained
 from longtail.saliency.detectors import DETECTORS
 from longtail.study.statistics import spread
 
@@ -153,6 +157,38 @@ def backgrounds(runs: Sequence[Path], which: str, detector: str) -> dict[str, An
     return {"what": "backgrounds", "weights": which, "detector": detector, **summary, "runs": results}
 
 
+def picture(detectors: Sequence[str], columns: int, lam: float, out: Path) -> None:
+    """One image of each class, and for each detector its box of 1 - lam of the area around the peak, erased."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    data = open_data(DataSettings(name="scenes"))
+    train = data.train
+    first = torch.tensor([int((train.labels == label).nonzero()[0]) for label in range(columns)])
+    shown = train.subset(first)
+    fill = train.images.float().mean((0, 2, 3))
+    side = int(shown.images.shape[-1])
+    rows: list[tuple[str, torch.Tensor]] = [("image", shown.images.float())]
+    if "fine-grained" in detectors:
+        rows.append(("fine-grained map", 255 * fine_grained(shown.images)[:, None].expand(-1, 3, -1, -1)))
+    for name in detectors:
+        boxes = boxes_around(salient_peaks(name, shown)[0], torch.full((columns,), lam), (side, side))
+        rows.append((f"{name}, erased", erase(shown.images.float(), boxes, fill)))
+    figure, axes = pyplot.subplots(len(rows), columns, figsize=(columns, len(rows)), squeeze=False)
+    for line, (title, pixels) in zip(axes, rows, strict=True):
+        for axis, image in zip(line, pixels, strict=True):
+            axis.imshow(image.permute(1, 2, 0).clamp(0, 255).byte().numpy(), interpolation="nearest")
+            axis.set_xticks([])
+            axis.set_yticks([])
+        line[0].set_ylabel(title.replace(", ", ",\n"), rotation=0, ha="right", va="center", fontsize=8)
+    for axis, label in zip(axes[0], shown.labels.tolist(), strict=True):
+        axis.set_title(f"{data.class_names[label]} ({data.stats.counts[label]})", fontsize=8)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=72, bbox_inches="tight", metadata={"Software": None})
+
+
 def percent(value: float) -> str:
     """A fraction as percent."""
     return f"{100 * value:.1f}"
@@ -269,6 +305,11 @@ def arguments(words: Sequence[str]) -> argparse.Namespace:
     on_votes.add_argument("--detector", default="fine-grained")
     for kind in (on_objects, on_votes):
         kind.add_argument("--out", type=Path, required=True)
+    drawn = kinds.add_parser("picture", help="what the detectors find")
+    drawn.add_argument("--detectors", nargs="+", default=["fine-grained", "ground-truth", "center"])
+    drawn.add_argument("--columns", type=int, default=10)
+    drawn.add_argument("--lam", type=float, default=0.75, help="share of the image outside the box")
+    drawn.add_argument("--out", type=Path, required=True)
     shown = kinds.add_parser("table", help="print Markdown")
     shown.add_argument("files", type=Path, nargs="+")
     return parser.parse_args(words)
@@ -280,6 +321,9 @@ def main(words: Sequence[str]) -> None:
     torch.set_num_threads(given.threads)
     if given.what == "table":
         print("\n\n".join("\n".join(table(json.loads(file.read_text()))) for file in given.files))
+        return
+    if given.what == "picture":
+        picture(given.detectors, given.columns, given.lam, given.out)
         return
     if given.what == "hits":
         data = DataSettings(name="scenes", imbalance=given.imbalance, subset_seed=given.subset_seed)
