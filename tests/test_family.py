@@ -19,6 +19,7 @@ from longtail.api import run_config
 from longtail.errors import ConfigError
 from longtail.methods import METHODS, Batch, Method, Progress
 from longtail.methods.composition import MIXINGS, Mixed, Mixing, MixingSettings, Mixup, build_mixing, soft_target
+from longtail.methods.plain import Plain
 from longtail.mixing import mix_labels, remix_factor
 from longtail.models.network import ModelSettings, Network
 from longtail.rng import generator
@@ -234,8 +235,9 @@ def test_saliencymix_wants_peaks_of_detectors_that_are_run_once_and_of_no_other(
     assert method_of("saliencymix", saliency_maps="maps.npz").needs.detector == "given"
     for own in ({"detector": "random"}, {"detector": "grad-cam"}, {"mix_probability": 0.0}):
         assert method_of("saliencymix", **own).needs.detector is None
-    for name in set(METHODS) - {"saliencymix", "smcl", "smcl-concutmix"}:
-        assert method_of(name).needs.detector is None
+    for name, entry in METHODS.items():
+        if entry.build is Plain and name != "saliencymix":
+            assert method_of(name).needs.detector is None
 
 
 def test_a_detector_that_the_network_cannot_have_is_refused_before_the_first_step() -> None:

@@ -87,7 +87,7 @@ def test_predicting_twice_is_predicting_once(model: Model) -> None:
 def test_many_images_go_in_parts(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     images = noise(7, 8, 8, 3)
     whole = model.predict(images)
-    monkeypatch.setattr("longtail.evaluate.EVALUATION_BATCH", 3)
+    monkeypatch.setattr("longtail.scoring.EVALUATION_BATCH", 3)
     np.testing.assert_allclose(model.predict(images), whole, rtol=1e-5, atol=1e-7)
 
 

@@ -1,26 +1,20 @@
-"""What rectification does to labels, and the study that trains its shared half once."""
+"""What rectification does to labels."""
 
 from __future__ import annotations
 
 import math
-import runpy
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import yaml
 
 import tiny
 from longtail.api import Run, run_config
 from longtail.errors import ConfigError
 from longtail.explain import label_effect, rectification_effect
-from longtail.listeners import Silent
 from longtail.rng import generator
 from longtail.study import read_study
-from longtail.study.cells import Finder, study_cells
-
-BENCHMARK = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "omega_study.py"))
+from longtail.study.cells import study_cells
 
 
 def test_each_number_of_a_label_is_its_sum_in_loops() -> None:
@@ -83,53 +77,10 @@ def test_a_run_that_rectifies_nothing_is_refused(tmp_path: Path, tiny_npz: Path)
         rectification_effect(tmp_path / "ce")
 
 
-STUDY: dict[str, Any] = {
-    "name": "omega",
-    "base": "npz/concutmix",
-    "seeds": [3],
-    "settings": tiny.settings_of("concutmix", optim={"epochs": 4}, method={"mix_probability": 1.0}),
-    "rows": {"none": {"method.omega": 0}, "strong": {"method.omega": 40.0}, "one center": {"method.topk": 1}},
-}
-
-
-@pytest.fixture
-def study(tmp_path: Path, tiny_npz: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    file = tmp_path / "omega.yaml"
-    file.write_text(yaml.safe_dump(STUDY, sort_keys=False))
-    return file
-
-
-def test_rows_that_share_their_first_half_end_as_runs_of_their_own(study: Path, tiny_npz: Path, tmp_path: Path) -> None:
-    over = {"data": {"path": str(tiny_npz)}}
-    BENCHMARK["run_cells"](study, over, [], Silent())
-    ends = []
-    cells = study_cells(read_study(study, over), Path("runs/studies/omega"))
-    for number, cell in enumerate(cells):
-        alone = tmp_path / f"alone{number}"
-        run_config(cell.config.model_copy(update={"out": str(alone)}))
-        mine, other = tiny.outcome(cell.folder), tiny.outcome(alone)
-        for name in ("last", "best", "results", "metrics"):
-            assert mine[name] == other[name], (cell.name, name)
-        ends.append(mine["last"])
-    assert len({str(end) for end in ends}) == 3, "or the rows would not differ"
-    finder = Finder(tmp_path / "results")
-    for cell in cells:
-        finder.look(cell)
-        assert cell.status == "finished"
-
-
-def test_a_study_of_other_settings_shares_nothing(study: Path, tiny_npz: Path) -> None:
-    study.write_text(yaml.safe_dump(STUDY | {"rows": {"a": {}, "b": {"method.tau": 0.5}}}))
-    with pytest.raises(ConfigError, match=r"differs from a, seed 3 in method\.tau"):
-        BENCHMARK["run_cells"](study, {"data": {"path": str(tiny_npz)}}, [], Silent())
-
-
 def test_the_shipped_study_rectifies_with_six_strengths() -> None:
     shipped = read_study(Path(__file__).parents[1] / "studies" / "omega-cifar100.yaml", {"data": {"path": "x.npz"}})
     cells = study_cells(shipped, Path("out"))
     omegas = {cell.labels[0]: cell.config.method.omega for cell in cells}  # type: ignore[attr-defined]
     assert omegas["omega 0"] == 0
     assert omegas["authors"] == pytest.approx(20 / 255)
-    assert {BENCHMARK["first_rectified"](cell.config) for cell in cells} == {11}
     assert len(shipped.seeds) >= 3

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import longtail.evaluate as evaluation
+import longtail.scoring as scoring
 import longtail.training as training
 from longtail.config import Config
 from longtail.data.batch import Progress
@@ -170,7 +171,7 @@ def test_a_stop_within_an_evaluation_throws_away_that_evaluation_only(
 ) -> None:
     config = config_of("concutmix", tiny_npz, tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "EVALUATION_BATCH", 6)
+        patch.setattr(scoring, "EVALUATION_BATCH", 6)
         patch.setattr(training, "evaluate", StopIn(number, batches))
         with pytest.raises(StoppedError):
             train(config)
