@@ -204,7 +204,7 @@ def table_of_study(name: str) -> list[str]:
     images = archive_of(STUDIES / f"{name}.yaml")
     study = read_study(STUDIES / f"{name}.yaml", {"data": {"path": images}} if images else {})
     cells = study_cells(study, RESULTS / name / "of-no-run")
-    finder = Finder(RESULTS / name, fingerprint=lambda config: None)  # the images need not be at hand
+    finder = Finder(RESULTS, name, fingerprint=lambda config: None)  # the images need not be at hand
     for cell in cells:
         finder.look(cell)
     done = {label for cell in cells if cell.finished is not None for label in cell.labels}

@@ -239,6 +239,16 @@ def test_a_result_that_was_kept_counts_as_finished(copy: Path, tiny_npz: Path, w
     )
 
 
+def test_what_another_study_kept_counts_if_its_predictions_were_kept(copy: Path, tiny_npz: Path) -> None:
+    predictions = (copy / "la-s0" / "predictions.csv").read_text()
+    elsewhere = keep(copy, "la-s0").rename("elsewhere")
+    Path("results/other").mkdir()
+    elsewhere.rename("results/other/la-s0")
+    assert [cell.status for cell in plan(tiny_npz).cells] == ["finished", "missing", "finished", "finished"]
+    Path("results/other/la-s0/predictions.csv").write_text(predictions)
+    assert [cell.status for cell in plan(tiny_npz).cells] == ["finished", "kept", "finished", "finished"]
+
+
 def test_a_result_kept_under_an_older_key_is_found_by_its_configuration(copy: Path, tiny_npz: Path) -> None:
     kept = keep(copy, "la-s0")
     results = json.loads((kept / "results.json").read_text())

@@ -44,7 +44,7 @@ class Plan:
                 match = nearest(label, labels)
                 hint = f"Did you mean '{match}'?" if match else f"Rows: {', '.join(labels)}."
                 raise ConfigError(f"{study.path} has no row '{label}'.", hint=hint)
-        self.finder = Finder(Path("results") / study.name)
+        self.finder = Finder(Path("results"), study.name)
         self.cells = study_cells(study, out)
         for cell in self.cells:
             self.finder.look(cell)

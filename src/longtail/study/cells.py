@@ -118,13 +118,19 @@ def key_of(folder: Path) -> str | None:
 
 
 class Finder:
-    """Finds what is finished: in the cell's own folder, or among the kept results of the study."""
+    """Finds what is finished: in the cell's own folder, or among kept results.
 
-    def __init__(self, kept: Path, fingerprint: Callable[[Config], str | None] | None = None) -> None:
+    Those of the study are in ``kept/study``; the other folders of ``kept`` are looked through for runs whose
+    predictions were kept, without which a run has no interval beside it.
+    """
+
+    def __init__(self, kept: Path, study: str, fingerprint: Callable[[Config], str | None] | None = None) -> None:
         self.kept: dict[str, list[Path]] = {}
         self._fingerprint = fingerprint or fingerprint_of
         self._known: dict[str, str | None] = {}
-        for path in sorted(kept.glob("*/results.json")):
+        others = (path for path in sorted(kept.glob("*/*/results.json")) if path.parents[1].name != study)
+        paths = sorted((kept / study).glob("*/results.json"))
+        for path in [*paths, *(path for path in others if (path.parent / "predictions.csv").is_file())]:
             # An init is a path of the machine that ran it: there only the key of the day says what was in it.
             for key in {key_of(path.parent), read_json(path).get("config_key")}:
                 if key is not None:

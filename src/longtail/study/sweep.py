@@ -138,7 +138,7 @@ class _Searching:
     def __init__(self, plan: SearchPlan, watch: SearchLines, jobs: int) -> None:
         self.plan, self.watch, self.jobs = plan, watch, jobs
         self.journal = Journal(plan.out, plan.search)
-        self.finder = Finder(plan.out / "kept")  # kept results have no numbers on val: none are looked for
+        self.finder = Finder(plan.out / "kept", "none")  # kept results have no numbers on val: none are looked for
 
     def run(self) -> None:
         plan = self.plan
