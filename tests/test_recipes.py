@@ -42,6 +42,7 @@ def test_the_main_recipe_is_that_of_the_authors() -> None:
         "rectify_start": 0.5,
         "mix_probability": 0.5,
         "mix_alpha": 1.0,
+        "partner_sampler": "class_balanced",
         "hidden": 512,
         "dim": 128,
     }

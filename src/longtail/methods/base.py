@@ -6,6 +6,7 @@ import abc
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,10 @@ from torch import Tensor, nn
 from longtail.data.batch import Batch, DataNeeds, Progress
 from longtail.models.network import Network
 
-__all__ = ["Batch", "DataNeeds", "Method", "Progress", "StepOutput"]
+__all__ = ["Answers", "Batch", "DataNeeds", "Method", "Progress", "StepOutput"]
+
+Answers = Literal["training", "uniform"]
+"""A class prior that a softmax may be for: that of the training images, or one that is equal for all classes."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,9 @@ class Method(nn.Module, abc.ABC):
     """What begins anew even where ``init`` holds it, as beginnings of tensor names."""
     rates: Mapping[str, float] = MappingProxyType({})
     """Multiples of the learning rate, by beginnings of parameter names; 1 for the others."""
+    answers_for: Answers = "training"
+    """The class prior for which softmax(``logits``) is the probability of a class: what the loss asks for at its
+    optimum, not what a network that memorizes its images does."""
 
     @abc.abstractmethod
     def forward(self, batch: Batch, at: Progress) -> StepOutput:

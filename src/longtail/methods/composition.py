@@ -34,6 +34,9 @@ from longtail.mixing import (
 from longtail.models.network import Network
 from longtail.settings import AbsolutePath, Settings, Time, resolve_time
 
+PartnerSampler = Literal["shuffle", "class_balanced", "effective_number", "effective_number_per_sample", "reversed"]
+"""Names of SAMPLERS, by which partners may be drawn."""
+
 
 class MixingSettings(Settings):
     """The keys of ``method.*`` that choose how the classified view is mixed with a partner."""
@@ -58,9 +61,7 @@ class MixingSettings(Settings):
     """An npz with maps (N, H, W) of the training images made elsewhere, instead of the detector."""
     ties: Literal["first", "random"] = "first"
     """Which of equal peaks of a map counts: the first in raster order, or a random one."""
-    partner_sampler: Literal[
-        "shuffle", "class_balanced", "effective_number", "effective_number_per_sample", "reversed"
-    ] = "shuffle"
+    partner_sampler: PartnerSampler = "shuffle"
     """How partners are drawn."""
 
     def mixes(self, at: Progress) -> bool:

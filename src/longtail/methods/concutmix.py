@@ -16,8 +16,8 @@ from torch import Tensor
 
 from longtail.losses import balanced_contrastive_loss, cross_entropy, logit_adjustment
 from longtail.methods.base import Batch, DataNeeds, Method, Progress, StepOutput
-from longtail.methods.composition import CutMix, soft_target
-from longtail.methods.criteria import LabelSettings
+from longtail.methods.composition import CutMix, PartnerSampler, soft_target
+from longtail.methods.criteria import LabelSettings, answers_for
 from longtail.mixing import rectification_confidence, rectify_labels
 from longtail.models.network import ModelSettings, Network, ProjectionSettings, stack_views
 from longtail.settings import Time, resolve_time
@@ -44,6 +44,8 @@ class ConCutMixSettings(LabelSettings):
     """Probability of mixing a batch."""
     mix_alpha: float = Field(1.0, gt=0)
     """lambda ~ Beta(this, this)."""
+    partner_sampler: PartnerSampler = "class_balanced"
+    """How the pasted images are drawn."""
     hidden: int = Field(512, ge=1)
     """Hidden width of the projection and center MLPs."""
     dim: int = Field(128, ge=1)
@@ -59,12 +61,6 @@ class ConCutMixSettings(LabelSettings):
 class ConCutMix(Method):
     """alpha * soft-target logit-adjusted cross-entropy of the mixed view + beta * balanced contrastive loss."""
 
-    needs = DataNeeds(
-        views=("classification", "contrastive", "contrastive"),
-        partner_views=("classification",),
-        partner_sampler="class_balanced",
-    )
-
     def __init__(
         self, settings: ConCutMixSettings, model: ModelSettings, counts: Sequence[int], *, size: int, seed: int
     ) -> None:
@@ -78,8 +74,14 @@ class ConCutMix(Method):
             projection=ProjectionSettings(hidden=settings.hidden, dim=settings.dim),
             centers=True,
         )
+        self.needs = DataNeeds(
+            views=("classification", "contrastive", "contrastive"),
+            partner_views=("classification",),
+            partner_sampler=settings.partner_sampler,
+        )
         self.mixing = CutMix(size, settings.mix_alpha, settings.mix_probability)
         self.register_buffer("offset", logit_adjustment(counts, settings.tau), persistent=False)
+        self.answers_for = answers_for(counts, offset=logit_adjustment(counts, settings.tau))
         self.register_buffer("counts", torch.tensor(list(counts)), persistent=False)
         self.offset: Tensor
         self.counts: Tensor

@@ -21,6 +21,7 @@ from longtail.losses import (
     smooth_labels,
     smoothed_cross_entropy,
 )
+from longtail.methods.base import Answers
 from longtail.settings import Settings, Time, resolve_time
 
 
@@ -94,7 +95,9 @@ class Criterion(nn.Module):
         self.register_buffer("margins", margins, persistent=False)
         self.register_buffer("smoothing", smoothing, persistent=False)
         self.register_buffer("weight", weight, persistent=False)
+        self.offset: Tensor | None
         self.weight: Tensor | None
+        self.answers_for: Answers = "training"
 
     def weighs(self, at: Progress) -> bool:
         """Whether classes are weighed in this step (start 160 of 200: epochs 160..199)."""
@@ -173,4 +176,20 @@ def build_criterion(settings: CriterionSettings, counts: Sequence[int]) -> Crite
     """The criterion that ``settings`` name, for ``counts`` training images per class."""
     criterion = CRITERIA[settings.criterion](settings, counts)
     criterion.relabel = settings.smoothed
+    criterion.answers_for = answers_for(counts, offset=criterion.offset, weight=criterion.weight)
     return criterion
+
+
+def answers_for(counts: Sequence[int], *, offset: Tensor | None = None, weight: Tensor | None = None) -> Answers:
+    """The prior that a loss leaves in the logits: at its optimum softmax(logits) is for shares pi_k w_k / exp(o_k).
+
+    With logits + o in the loss and weights w this follows from the cross-entropy's optimum, softmax(logits + o)_k
+    proportional to w_k p(k | x). In logarithms the shares are about a multiple of log pi (1 - tau for o = tau log pi):
+    below a half they count as uniform. Menon et al., arXiv 2007.07314, section 4. Focal loss, margins and smoothed
+    labels do not end in a probability at all; they are taken for the cross-entropy that they change.
+    """
+    prior = logit_adjustment(counts, 1.0).double()
+    asked = prior if weight is None else prior + weight.double().log()
+    asked = asked if offset is None else asked - offset.double()
+    around = prior - prior.mean()
+    return "uniform" if float(around @ asked) < 0.5 * float(around @ prior) else "training"

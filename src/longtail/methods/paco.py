@@ -17,7 +17,7 @@ from longtail.losses import logit_adjustment
 from longtail.losses.parametric import parametric_contrastive_terms
 from longtail.methods.base import Batch, DataNeeds, Method, Progress, StepOutput
 from longtail.methods.composition import soft_target
-from longtail.methods.criteria import LabelSettings
+from longtail.methods.criteria import LabelSettings, answers_for
 from longtail.models.network import ModelSettings, Network, ProjectionSettings
 
 
@@ -66,6 +66,7 @@ class PaCo(Method):
         self.network = Network(model, self.classes, seed=seed, size=size, projection=sizes)
         self.key_encoder = untrained_copy(self.network)
         self.register_buffer("offset", logit_adjustment(counts, 1.0), persistent=False)
+        self.answers_for = answers_for(counts, offset=logit_adjustment(counts, 1.0))
         self.register_buffer("queue", torch.zeros(settings.queue, settings.dim))
         self.register_buffer("queue_labels", torch.full((settings.queue,), -1))
         self.register_buffer("queue_end", torch.zeros((), dtype=torch.int64))

@@ -50,6 +50,7 @@ class Plain(Method):
             centers=settings.contrast == "balanced",
         )
         self.criterion = build_criterion(settings, counts)
+        self.answers_for = self.criterion.answers_for
         self.contrast = CONTRASTS[settings.contrast] if contrasted else None
         self.mixing = build_mixing(settings, size, counts)
         self.needs = DataNeeds(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from longtail.losses import masked_contrastive_loss, supervised_contrastive_loss
 from longtail.methods.base import Batch, DataNeeds, Method, Progress, StepOutput
-from longtail.methods.composition import soft_target
+from longtail.methods.composition import PartnerSampler, soft_target
 from longtail.methods.criteria import CriterionSettings, build_criterion
 from longtail.methods.locating import Locator
 from longtail.mixing import boxes_around, draw_beta, erase, mix_labels, visible_fraction
@@ -50,9 +50,7 @@ class SMCLSettings(CriterionSettings):
     """A box at the frame is clipped, or moved inside so that its area is that of any other place."""
     fill: Fill = "mean"
     """What the box is filled with: the data set's mean color, the image's own, or Gaussian noise."""
-    partner_sampler: Literal[
-        "effective_number", "effective_number_per_sample", "class_balanced", "reversed", "shuffle"
-    ] = "effective_number"
+    partner_sampler: PartnerSampler = "effective_number"
     """How the target classes y' and their images are drawn."""
     effective_beta: float = Field(0.9999, ge=0, lt=1)
     """beta of the effective number of images, of that draw."""
@@ -94,6 +92,7 @@ class SMCL(Method):
         sizes = ProjectionSettings(hidden=settings.hidden, dim=settings.dim) if settings.mu > 0 else None
         self.network = Network(model, self.classes, seed=seed, size=size, projection=sizes)
         self.criterion = build_criterion(settings, counts)
+        self.answers_for = self.criterion.answers_for
         self.locate = Locator(settings.detector, given=settings.saliency_maps is not None)
         self.locate.check(self.network)
         masking = settings.mask_probability > 0

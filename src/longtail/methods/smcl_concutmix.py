@@ -26,6 +26,7 @@ from longtail.losses import (
 from longtail.methods.base import Batch, DataNeeds, Method, Progress, StepOutput
 from longtail.methods.composition import CutMix, soft_target
 from longtail.methods.concutmix import ConCutMixSettings, rectified
+from longtail.methods.criteria import answers_for
 from longtail.methods.locating import Locator
 from longtail.mixing import Box, boxes_like, erase, mix_labels, paste, transplant
 from longtail.models.network import ModelSettings, Network, ProjectionSettings, stack_views
@@ -81,12 +82,13 @@ class SMCLConCutMix(Method):
         self.needs = DataNeeds(
             views=("classification", "contrastive", "contrastive"),
             partner_views=("classification",),
-            partner_sampler="class_balanced",
+            partner_sampler=settings.partner_sampler,
             detector=self.locate.wanted if locates else None,
             saliency_maps=settings.saliency_maps,
             ties=settings.ties,
         )
         self.register_buffer("offset", logit_adjustment(counts, settings.tau), persistent=False)
+        self.answers_for = answers_for(counts, offset=logit_adjustment(counts, settings.tau))
         self.register_buffer("counts", torch.tensor(list(counts)), persistent=False)
         self.offset: Tensor
         self.counts: Tensor

@@ -65,6 +65,7 @@ class TwoStage(Method):
         self.settings, self.classes = settings, len(counts)
         self.network = Network(model, self.classes, seed=seed, size=size)
         self.criterion = build_criterion(settings, counts)
+        self.answers_for = self.criterion.answers_for if settings.sampler == "shuffle" else "uniform"
         self.scales = nn.Parameter(torch.ones(self.classes)) if settings.scales else None
         # Without a parameter that wants a gradient no graph is built in the backbone: nothing else saves its memory.
         self.network.backbone.requires_grad_(False)
