@@ -315,7 +315,7 @@ def test_twenty_epochs_shorten_the_schedule_of_two_hundred() -> None:
 
 KEPT_OUT = ["out=elsewhere", "data.path=moved.npz", "data.download=true"]
 KEPT_OUT += ["run.workers=2", "run.threads=3", "run.device=cpu", "run.compile=true", "run.checkpoint_minutes=1"]
-KEPT_OUT += ["run.stop_after_minutes=9"]
+KEPT_OUT += ["run.stop_after_minutes=9", "data.root=moved", "data.val_path=moved.csv", "data.test_path=moved.csv"]
 
 
 @pytest.mark.parametrize("word", KEPT_OUT)
@@ -338,6 +338,7 @@ CHANGES += ["optim.epochs=3", "optim.batch=4", "optim.lr=0.01", "optim.schedule=
 CHANGES += ["optim.milestones=[0.1]", "optim.decay=0.2", "optim.momentum=0.5", "optim.nesterov=true"]
 CHANGES += ["optim.weight_decay=0", "data.overlap=0.5", "optim.accumulate=2", "optim.clip=1", "optim.ema=0.9"]
 CHANGES += ["optim.sam=0.05", "optim.patience=3", "run.precision=bfloat16", "method.label_smoothing=0.1"]
+CHANGES += ["data.on_error=skip", "data.image_column=file", "data.label_column=species", "data.split_column=split"]
 CHANGES += ["test.flip=true", "test.tau_norm=1", "test.tau=0.5", "test.temperature=2"]
 
 

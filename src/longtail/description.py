@@ -28,16 +28,7 @@ def describe_run(
         resolved["method"] = own.model_dump(mode="json")
     return {
         "command": shlex.join(command or ["longtail", "train", f"{config.out}/config.yaml"]),
-        "recipe": config.recipe,
-        "config_key": config.key(),
-        "seed": config.seed,
-        "versions": {
-            "longtail": longtail.__version__,
-            "numbers": NUMBERS_VERSION,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        },
-        "platform": f"{platform.system()} {platform.machine()}",
+        **describe_settings(config),
         "threads": threads,
         "compiled": compiled,
         "data": {
@@ -51,6 +42,22 @@ def describe_run(
         "normalization": {"mean": list(data.mean), "std": list(data.std)},
         "schedule": resolved,
         "image_size": int(data.train.images.shape[-1]),
+    }
+
+
+def describe_settings(config: Config) -> dict[str, Any]:
+    """The part of run.json that neither data nor network has a say in."""
+    return {
+        "recipe": config.recipe,
+        "config_key": config.key(),
+        "seed": config.seed,
+        "versions": {
+            "longtail": longtail.__version__,
+            "numbers": NUMBERS_VERSION,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        },
+        "platform": f"{platform.system()} {platform.machine()}",
     }
 
 

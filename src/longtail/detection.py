@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import pickle
 import struct
 import time
@@ -19,8 +18,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from longtail.data.images import ImageSet
-from longtail.errors import ConfigError, DataError, ResourceError
-from longtail.files import write_atomic
+from longtail.errors import DataError, ResourceError
+from longtail.files import cache_folder, write_atomic
 from longtail.listeners import Listener
 from longtail.rng import generator
 from longtail.saliency import mask_centers, peak
@@ -147,17 +146,6 @@ def _refuse_unless_finite(maps: Tensor, train: ImageSet, first: int, name: str) 
 
 def _peaks_of(maps: Tensor, ties: str, chunk: int) -> Tensor:
     return peak(maps, generator=generator("saliency ties", chunk) if ties == "random" else None).cpu()
-
-
-def cache_folder() -> Path:
-    """``$LONGTAIL_CACHE``, else ``longtail`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
-    own = os.environ.get("LONGTAIL_CACHE")
-    if own:
-        return Path(own)
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "longtail"
-    except RuntimeError as error:  # no home folder
-        raise ConfigError(f"There is no cache folder: {error}", hint="Set LONGTAIL_CACHE.") from None
 
 
 def _cache_file(train: ImageSet, detector: str, ties: str) -> Path:

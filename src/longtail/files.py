@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and the folder of what can be made again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from longtail.errors import ResourceError, RunError
+from longtail.errors import ConfigError, ResourceError, RunError
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -52,3 +52,14 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunError(f"{path} cannot be read: {error}") from None
+
+
+def cache_folder() -> Path:
+    """``$LONGTAIL_CACHE``, else ``longtail`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    own = os.environ.get("LONGTAIL_CACHE")
+    if own:
+        return Path(own)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "longtail"
+    except RuntimeError as error:  # no home folder
+        raise ConfigError(f"There is no cache folder: {error}", hint="Set LONGTAIL_CACHE.") from None

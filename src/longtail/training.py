@@ -86,7 +86,7 @@ def train(
         run.refuse_unless_new()
     device = resolve_device(config.run.device)
     threads = pin_threads(config, described, listener)
-    data = open_data(config.data, source)
+    data = open_data(config.data, source, listener.said)
     if resuming and described["data"]["fingerprint"] != data.fingerprint:
         raise RunError(f"The images are not those that {run.path} was trained on.")
     refuse_choice_without_val(config, data)

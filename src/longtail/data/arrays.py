@@ -107,6 +107,7 @@ def resize(source: Source, size: int) -> Source:
         source.mean,
         source.std,
         source.background_names,
+        source.notes,
     )
 
 

@@ -69,7 +69,7 @@ class Source:
     """What a data source holds before any long tail is cut from it.
 
     ``mean`` and ``std`` (3 floats each, of pixels in [0, 1]) are published constants where the source has them, else
-    None: they are then computed from the training images that are kept.
+    None: they are then computed from the training images that are kept. ``notes`` are worth saying of a run on it.
     """
 
     name: str
@@ -80,3 +80,4 @@ class Source:
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     background_names: Sequence[str] | None = None
+    notes: Sequence[str] = ()

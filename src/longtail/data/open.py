@@ -2,36 +2,51 @@
 
 from __future__ import annotations
 
+from longtail.data.files import Say, load_files
 from longtail.data.images import Source
 from longtail.data.prepare import Prepared, prepare
 from longtail.data.scenes import load_scenes
-from longtail.data.settings import DataSettings, check_complete
+from longtail.data.settings import FILES, DataSettings, check_complete
 from longtail.data.sources import load_source
 from longtail.errors import ConfigError
 
 
-def open_data(settings: DataSettings, source: Source | None = None) -> Prepared:
+def open_data(settings: DataSettings, source: Source | None = None, say: Say | None = None) -> Prepared:
     """Read the source, or take the one given from Python, cut its long tail and settle the splits.
 
-    The scenes cut their own tail, since the tail and its backgrounds are planted together. Raises ConfigError where
-    ``data.name`` is "arrays" and no source is given, or the other way round.
+    The scenes cut their own tail, since the tail and its backgrounds are planted together. ``say`` hears how far the
+    reading of image files is. Raises ConfigError where ``data.name`` is "arrays" and no source is given, or the other
+    way round.
     """
+    return cut(open_source(settings, source, say), settings)
+
+
+def open_source(settings: DataSettings, source: Source | None = None, say: Say | None = None) -> Source:
+    """The images that ``data.*`` names before a tail is cut, but for the scenes; as :func:`open_data` otherwise."""
     check_complete(settings)
     if (settings.name == "arrays") != (source is not None):
         raise ConfigError(
             "The data set 'arrays' is images passed from Python, and only that.",
             hint="longtail.train('arrays/METHOD', source=longtail.data.from_arrays(images, labels))",
         )
+    if source is not None:
+        return source
     if settings.name == "scenes":
-        scenes = load_scenes(
+        return load_scenes(
             seed=settings.subset_seed,
             imbalance=settings.imbalance,
             profile=settings.profile,
             overlap=settings.overlap,
         )
-        return prepare(scenes, imbalance=None, val=settings.val, allow_empty=settings.allow_empty)
-    if source is None:
-        source = load_source(settings.name, settings.path, download=settings.download, size=settings.size)
+    if settings.name in FILES:
+        return load_files(settings, say)
+    return load_source(settings.name, settings.path, download=settings.download, size=settings.size)
+
+
+def cut(source: Source, settings: DataSettings) -> Prepared:
+    """Cut the long tail that ``data.*`` asks for from ``source``, and settle the splits."""
+    if settings.name == "scenes":
+        return prepare(source, imbalance=None, val=settings.val, allow_empty=settings.allow_empty)
     return prepare(
         source,
         imbalance=settings.imbalance,

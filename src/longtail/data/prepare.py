@@ -75,7 +75,7 @@ def prepare(
             hint="Leave data.val out: that split selects.",
         )
     names = list(source.class_names)
-    notes: list[str] = []
+    notes = list(source.notes)
     pool = source.train
     evaluated_on: EvaluatedOn = "test"
     evaluation, selection = source.test, source.val

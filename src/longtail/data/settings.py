@@ -9,8 +9,10 @@ from pydantic import Field, field_validator
 from longtail.errors import ConfigError
 from longtail.settings import AbsolutePath, Settings
 
-DATA_NAMES = ("scenes", "cifar10", "cifar100", "fashion-mnist", "npz", "arrays")
+FILES = ("folder", "list", "csv")
+"""Data sets of image files."""
 
+DATA_NAMES = ("scenes", "cifar10", "cifar100", "fashion-mnist", "npz", "arrays", *FILES)
 
 WITHOUT_PATH = ("scenes", "arrays")
 
@@ -22,6 +24,20 @@ class DataSettings(Settings):
     """Which data set: one of the presets."""
     path: AbsolutePath | None = None
     """The file or folder with the images."""
+    root: AbsolutePath | None = None
+    """The folder that paths of a list or CSV file are relative to; null is the file's own."""
+    val_path: AbsolutePath | None = None
+    """A list or CSV file of val images."""
+    test_path: AbsolutePath | None = None
+    """A list or CSV file of test images."""
+    image_column: str = "image"
+    """The column of a CSV file that has the paths."""
+    label_column: str = "label"
+    """The column of a CSV file that has the labels."""
+    split_column: str | None = None
+    """The column of a CSV file that says train, val or test; null is that all rows are training images."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """What to do with image files that cannot be read: refuse to start, or leave them out."""
     imbalance: float | None = Field(None, ge=1)
     """Images of the largest over those of the smallest class, to be cut; null keeps what is there."""
     profile: Literal["exp", "step"] = "exp"
@@ -57,8 +73,29 @@ def check_complete(settings: DataSettings) -> None:
         )
     if settings.size is not None and settings.name in WITHOUT_PATH:
         raise ConfigError(f"data.size resizes images that are read; those of '{settings.name}' have their size.")
+    _check_files(settings)
     if settings.overlap and settings.name != "scenes":
         raise ConfigError(
             f"data.overlap blends the digits of the scenes; '{settings.name}' has none.",
             hint="Leave it out, or take data.name=scenes.",
         )
+
+
+_OF_TABLES = ("root", "val_path", "test_path")
+_OF_CSV = ("image_column", "label_column", "split_column")
+
+
+def _check_files(settings: DataSettings) -> None:
+    """Raise ConfigError for keys of files that the data set has no use for, or a set of files without a size."""
+    for keys, names in ((("on_error",), FILES), (_OF_TABLES, ("list", "csv")), (_OF_CSV, ("csv",))):
+        given = [key for key in keys if getattr(settings, key) != DataSettings.model_fields[key].default]
+        if given and settings.name not in names:
+            raise ConfigError(f"data.{given[0]} is for data.name={' or '.join(names)}, not '{settings.name}'.")
+    if settings.name not in FILES:
+        return
+    if settings.size is None:
+        raise ConfigError("Image files differ in size, so data.size is needed.", hint="The presets have data.size=64.")
+    if settings.download:
+        raise ConfigError("data.download: images of your own have no place to be downloaded from.")
+    if settings.split_column is not None and (settings.val_path or settings.test_path):
+        raise ConfigError("data.split_column and data.val_path or data.test_path exclude each other.")

@@ -41,6 +41,17 @@ _OWN: dict[str, Any] = {
     "optim": {"epochs": 100, "batch": 128, "lr": 0.1, "schedule": "cosine"},
 }
 
+# Image files of one's own, a few hundred to a few thousand of them on a laptop's CPU; nothing here was tuned. At 64
+# pixels a ResNet-20 takes about the time of torchvision's ResNet-18, with a fortieth of its weights to fit and to keep,
+# and two and a half times that of a ResNet-8. Batches of 32, so that 60 epochs of a few hundred images are still
+# several hundred steps. One cycle, as for the scenes, warms up by itself.
+_FILES: dict[str, Any] = {
+    "data": {"size": 64},
+    "views": {"classification": "crop-flip"},
+    "model": {"backbone": "resnet20"},
+    "optim": {"epochs": 60, "batch": 32, "lr": 0.1, "schedule": "onecycle"},
+}
+
 PRESETS: dict[str, Mapping[str, Any]] = {
     "cifar10": _CIFAR,
     "cifar100": _CIFAR,
@@ -51,6 +62,9 @@ PRESETS: dict[str, Mapping[str, Any]] = {
     },
     "npz": _OWN,
     "arrays": _OWN,
+    "folder": _FILES,
+    "list": _FILES,
+    "csv": _FILES,
     "scenes": {
         "views": {"classification": "crop"},
         "model": {"backbone": "resnet8"},

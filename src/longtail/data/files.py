@@ -1,0 +1,232 @@
+"""Data sets of image files: listed, decoded once by several threads, and kept in the user's cache folder."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from longtail.data.decoding import BrokenImageError, quiet_pillow, read_square
+from longtail.data.folders import list_folder
+from longtail.data.images import ImageSet, Source
+from longtail.data.listing import SPLITS, Entry, Listing, first_few, shown
+from longtail.data.prepare import check_classes
+from longtail.data.settings import DataSettings
+from longtail.data.tables import list_csv, list_lists
+from longtail.errors import ConfigError, DataError
+from longtail.files import cache_folder
+
+DECODING_VERSION = 1
+"""Raised when the same file gives other pixels: what older versions kept is then decoded anew."""
+
+MAX_BYTES = 4 * 2**30
+"""The largest set, decoded, that is taken: all images of a run are in memory at once."""
+
+KEPT_BYTES = 10 * 2**30
+"""What the cache holds of decoded sets before the ones not used for longest are deleted."""
+
+Say = Callable[[str], None]
+
+_CHUNK = 256
+
+
+def list_files(settings: DataSettings) -> Listing:
+    """What ``data.path`` of a folder, list or CSV file consists of; no image is opened. Raises DataError."""
+    assert settings.path is not None
+    path = Path(settings.path)
+    if not path.exists():
+        raise DataError(f"There is nothing at {path}.", hint="Check data.path.")
+    if settings.name == "folder":
+        return list_folder(path)
+    files = {"train": path}
+    for split, other in (("val", settings.val_path), ("test", settings.test_path)):
+        if other is not None:
+            files[split] = Path(other)
+    root = None if settings.root is None else Path(settings.root)
+    if settings.name == "list":
+        return list_lists(files, root)
+    return list_csv(files, root, settings.image_column, settings.label_column, settings.split_column)
+
+
+def load_files(settings: DataSettings, say: Say | None = None) -> Source:
+    """The images of a folder, list or CSV file at ``data.size``, as :func:`~longtail.data.decoding.read_square` has
+    them, with their paths as ids.
+
+    A set that was decoded before and has not changed (paths, file sizes, times) comes from the cache folder. ``say``
+    hears every few seconds how far it is. Raises DataError for a listing with problems, a set that would not fit in
+    memory, and files that cannot be read unless ``data.on_error`` is "skip": they are then left out, with a note.
+    """
+    listing = list_files(settings)
+    listing.refuse_problems()
+    check_classes(listing.counts("train"), listing.class_names, settings.allow_empty)
+    size = settings.size
+    assert size is not None
+    _refuse_too_large(listing, size)
+    kept = _cache_file(listing, size)
+    images = None if kept is None else _read(kept, listing, size)
+    broken: dict[Entry, str] = {}
+    if images is None:
+        images, broken = _decode(listing, size, say or (lambda line: None))
+        if broken:
+            _refuse_broken(broken, listing, settings.on_error)
+        elif kept is not None:
+            _keep(kept, images)
+    notes = list(listing.notes)
+    if broken:
+        examples = ", ".join(first_few([shown(entry.id) for entry in broken]))
+        notes.append(f"left out, because they cannot be read ({len(broken)}): {examples}")
+    sets = {split: _image_set(images[split], listing.splits[split], broken) for split in images}
+    return Source(
+        shown(listing.name),
+        listing.class_names,
+        sets["train"],
+        sets.get("val"),
+        sets.get("test"),
+        notes=notes,
+    )
+
+
+def _image_set(images: Tensor, entries: Sequence[Entry], broken: dict[Entry, str]) -> ImageSet:
+    good = [(position, entry) for position, entry in enumerate(entries) if entry not in broken]
+    labels = torch.tensor([entry.label for _, entry in good], dtype=torch.int64)
+    index = torch.tensor([position for position, _ in good], dtype=torch.int64)
+    return ImageSet(images, labels, index, ids=[entry.id for _, entry in good])
+
+
+def _refuse_too_large(listing: Listing, size: int) -> None:
+    count = sum(map(len, listing.splits.values()))
+    needed = 3 * size * size * count
+    if needed > MAX_BYTES:
+        fits = math.isqrt(MAX_BYTES // (3 * count))
+        hint = f"data.size={fits} would fit." if fits >= 8 else "Take fewer images."
+        raise DataError(
+            f"{count:,} images of {size} x {size} pixels take {needed / 2**30:.1f} GB, and all are held in memory at "
+            f"once: at most {MAX_BYTES / 2**30:.0f} GB.",
+            hint=hint,
+        )
+
+
+def _refuse_broken(broken: dict[Entry, str], listing: Listing, on_error: str) -> None:
+    if on_error == "stop":
+        count = sum(map(len, listing.splits.values()))
+        lines = first_few([f"  {shown(entry.id)}: {why}" for entry, why in broken.items()])
+        raise DataError(
+            "\n".join([f"{len(broken)} of {count} images cannot be read:", *lines]),
+            hint="longtail data check lists them all; data.on_error=skip leaves them out.",
+        )
+    for split, entries in listing.splits.items():
+        if all(entry in broken for entry in entries):
+            raise DataError(f"Of the {len(entries)} {split} images none can be read.", hint="Run longtail data check.")
+
+
+def _decode(listing: Listing, size: int, say: Say) -> tuple[dict[str, Tensor], dict[Entry, str]]:
+    """The images that can be read, by split, and why the others cannot."""
+    total = sum(map(len, listing.splits.values()))
+    images: dict[str, Tensor] = {}
+    broken: dict[Entry, str] = {}
+    done, said = 0, time.monotonic()
+
+    def read(entry: Entry) -> Tensor | BrokenImageError:
+        try:
+            return read_square(entry.path, size)
+        except BrokenImageError as error:
+            return error
+
+    with quiet_pillow(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for split, entries in listing.splits.items():
+            stacked = torch.empty(len(entries), 3, size, size, dtype=torch.uint8)
+            good = 0
+            # By chunks, so that Ctrl-C does not wait for all images.
+            for chunk in _chunks(entries):
+                for entry, found in zip(chunk, pool.map(read, chunk), strict=True):
+                    if isinstance(found, Tensor):
+                        stacked[good] = found
+                        good += 1
+                    else:
+                        broken[entry] = str(found)
+                done += len(chunk)
+                if time.monotonic() - said > 5:
+                    said = time.monotonic()
+                    say(f"reading images: {done:,} of {total:,}")
+            images[split] = stacked[:good]
+    return images, broken
+
+
+def _chunks(entries: Sequence[Entry]) -> Iterator[Sequence[Entry]]:
+    return (entries[first : first + _CHUNK] for first in range(0, len(entries), _CHUNK))
+
+
+def _cache_file(listing: Listing, size: int) -> Path | None:
+    """Where the decoded images are kept, by what the files are; None where there is no cache or a file is not there."""
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(json.dumps([DECODING_VERSION, size]).encode())
+    try:
+        folder = cache_folder() / "images"
+        for split in SPLITS:
+            digest.update(f"\0{split}".encode())
+            for entry in listing.splits.get(split, ()):
+                found = entry.path.stat()
+                digest.update(os.fsencode(entry.path))
+                digest.update(f"\0{found.st_size} {found.st_mtime_ns}\0".encode())
+    except (OSError, ConfigError):
+        return None
+    return folder / f"{digest.hexdigest()}.safetensors"
+
+
+def _read(path: Path, listing: Listing, size: int) -> dict[str, Tensor] | None:
+    """What was kept, or None where there is nothing, or nothing that is whole and fits."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            claimed = (file.metadata() or {}).get("digest")
+            images = {split: file.get_tensor(split) for split in listing.splits}
+    except (OSError, SafetensorError):
+        return None
+    for split, entries in listing.splits.items():
+        if images[split].shape != (len(entries), 3, size, size) or images[split].dtype != torch.uint8:
+            return None
+    if _digest(images) != claimed:
+        return None
+    with contextlib.suppress(OSError):
+        path.touch()  # the ones not used for longest are deleted first
+    return images
+
+
+def _keep(path: Path, images: dict[str, Tensor]) -> None:
+    """Keep decoded images where the cache can be written; elsewhere they are decoded again next time."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(images, temporary, metadata={"digest": _digest(images)})
+        temporary.replace(path)
+        _drop_old(path.parent)
+    except (OSError, SafetensorError):
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _drop_old(folder: Path) -> None:
+    found = sorted(((kept.stat(), kept) for kept in folder.glob("*.safetensors")), key=lambda pair: -pair[0].st_mtime)
+    total = 0
+    for about, kept in found:
+        total += about.st_size
+        if total > KEPT_BYTES:
+            kept.unlink(missing_ok=True)
+
+
+def _digest(images: dict[str, Tensor]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for split in sorted(images):
+        digest.update(split.encode())
+        digest.update(images[split].contiguous().numpy().reshape(-1).data)
+    return digest.hexdigest()
