@@ -26,9 +26,11 @@ LAYERS = [
     ["state", "evaluate", "interrupts", "listeners"],
     ["detection"],
     ["starting", "description"],
-    ["training", "predict", "explain", "report"],
-    ["api", "display"],
+    ["training", "priors", "predict", "predicting", "card", "export", "explain", "report"],
+    ["api", "display", "importers"],
     ["study"],
+    ["taking_away"],
+    ["data_commands"],
     ["cli"],
     ["__main__"],
 ]

@@ -123,7 +123,15 @@ def run_config(
     return Run(out)
 
 
-MOVABLE = ("data.path", "run.device", "run.threads", *(f"test.{name}" for name in ScoringSettings.model_fields))
+MOVABLE = (
+    "data.path",
+    "data.root",
+    "data.val_path",
+    "data.test_path",
+    "run.device",
+    "run.threads",
+    *(f"test.{name}" for name in ScoringSettings.model_fields),
+)
 
 
 def evaluate_run(
@@ -153,9 +161,11 @@ def evaluate_run(
         model = load(run, which=which, device=str(resolve_device(config.run.device)))
     notes = [str(warning.message) for warning in caught]
     data = open_data(config.data)
-    if list(data.class_names) != model.class_names:
+    # A run that was imported without its images knows neither their names nor their digest.
+    known = described["data"]["fingerprint"] is not None
+    if list(data.class_names) != model.class_names if known else len(data.class_names) != len(model.class_names):
         raise DataError(f"The classes of {config.data.path} are not those that {run} was trained on.")
-    if data.fingerprint != described["data"]["fingerprint"]:
+    if known and data.fingerprint != described["data"]["fingerprint"]:
         notes.append("these are not the images that the run was trained and evaluated on")
     refuse_choice_without_val(config, data)
     images = data.evaluation.to(next(model.method.parameters()).device)

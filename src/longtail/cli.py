@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from longtail import taking_away
+from longtail.data_commands import data
 from longtail.errors import EXIT_BUG, EXIT_INTERRUPT, ConfigError, LongtailError, StoppedError
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(data, name="data")
 
 Settings = Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]", help="Settings laid over the others.")]
 
@@ -186,6 +189,11 @@ def _search(file: Path, values: dict[str, Any], out: Path | None, jobs: int, dry
     said = f"{plan.best.name}, {plan.search.metric} {100 * plan.best.mean:.2f} % on val"
     typer.echo(f"best, chosen on val: {said}\n  {command(plan.search, plan.best)}")
     typer.echo(f"tables: {plan.out}/search.md, .csv; settings: {plan.out}/best.yaml")
+
+
+app.command()(taking_away.predict)
+app.command()(taking_away.export)
+app.command("import")(taking_away.import_)
 
 
 @app.command()

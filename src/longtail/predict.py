@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,21 +13,30 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from longtail.config import Config
+from longtail.config import Config, build_config
 from longtail.data.arrays import middle_square
+from longtail.data.decoding import BrokenImageError, opened, quiet_pillow, read_pixels
 from longtail.data.views import build_view
 from longtail.device import resolve_device
 from longtail.errors import ConfigError, DataError, RunError
-from longtail.evaluate import predict_probabilities
 from longtail.files import read_json
+from longtail.losses import logit_adjustment
 from longtail.methods import Method
+from longtail.methods.base import Answers
+from longtail.priors import Prior, class_prior, move_prior
 from longtail.rundir import RunDir
-from longtail.scoring import Scoring
+from longtail.scoring import Scoring, score
 from longtail.state import build_method, load_model, model_part, stored_config
 
 Images = NDArray[Any] | Tensor | Sequence[Any]
+
+EXPORT_SCHEMA = 1
+TRAINING_ONLY = ("network.projection", "network.center_head", "key_encoder", "queue")
+"""Beginnings of the names of tensors that no answer depends on."""
 
 
 class Model:
@@ -51,23 +61,42 @@ class Model:
             raise RunError(f"{self.folder} has not finished, and has not chosen {', '.join(asked.chooses)} on val yet.")
         return Scoring(**read_json(results)[self.which].get("test", {}))
 
-    def predict(self, images: Images) -> NDArray[np.float32]:
-        """Probabilities (N, C): softmax of the logits without the training offset, so for a uniform prior where the
-        method adjusts its logits; as the run's ``test.*`` have it.
+    @property
+    def answers_for(self) -> Answers:
+        """The class prior that the probabilities are for where none is asked for.
+
+        That of the method, or uniform where ``test.tau`` (of a half or more, as the prior is nearer to the one or the
+        other) or ``test.tau_norm`` was used to answer for classes alike.
+        """
+        scoring = self.scoring
+        return "uniform" if max(scoring.tau, scoring.tau_norm) >= 0.5 else self.method.answers_for
+
+    def predict(self, images: Images, prior: Prior | None = None) -> NDArray[np.float32]:
+        """Probabilities (N, C): softmax of the logits without the training offset, as the run's ``test.*`` have it.
+
+        They are for the prior in ``answers_for``: uniform where the method adjusts its logits or weighs its classes,
+        that of the training images where it does neither. ``prior`` moves them, p_k proportional to softmax_k prior_k /
+        answers_for_k: ``"training"``, ``"uniform"``, shares by class name, or an array (C,) of shares or counts.
 
         ``images``: uint8 (N, H, W, 3), (N, 3, H, W) or (N, H, W), floats in [0, 1] of those shapes, or a list of PIL
         images or paths. Another size is brought to that of the training images as ``data.size`` would: the short side
-        by antialiased bilinear, then the center. Raises DataError for anything else.
+        by antialiased bilinear, then the center. Raises DataError for anything else, ConfigError for a prior that is
+        none.
         """
+        wanted = None if prior is None else class_prior(prior, self.class_names, self.class_counts)
         device = next(self.method.parameters()).device
         stacked = as_uint8(images, self.size).to(device)
-        probabilities = predict_probabilities(self.method, stacked, self.view, self.class_counts, self.scoring)
+        logits = score(self.method, stacked, self.view, self.scoring, logit_adjustment(self.class_counts, 1.0))
+        if wanted is None:
+            probabilities = torch.softmax(logits, dim=1)
+        else:
+            probabilities = move_prior(logits, self.answers_for, wanted, self.class_counts)
         found: NDArray[np.float32] = probabilities.numpy()
         return found
 
 
 def load(run: str | Path, which: str = "last", device: str = "auto") -> Model:
-    """The model of a run folder, from its last or its best checkpoint.
+    """The model of a run folder, from its last or its best checkpoint, or of a folder that was exported.
 
     A damaged last checkpoint is passed over with a warning. Raises RunError where there is no such run or no good
     checkpoint, ConfigError for another ``which``.
@@ -75,6 +104,8 @@ def load(run: str | Path, which: str = "last", device: str = "auto") -> Model:
     if which not in ("last", "best"):
         raise ConfigError(f"which={which!r}: there are 'last' and 'best'.")
     folder = RunDir(run)
+    if not folder.is_run and (folder.path / "config.json").is_file():
+        return _load_exported(folder.path, which, device)
     described = folder.description()
     config = stored_config(folder)
     if which == "best":
@@ -90,6 +121,36 @@ def load(run: str | Path, which: str = "last", device: str = "auto") -> Model:
     load_model(method, tensors)
     method.to(resolve_device(device))
     return Model(method, config, described, which, folder.path)
+
+
+def training_only(name: str) -> bool:
+    """Whether a tensor of this name serves training alone, so that an export leaves it out."""
+    return name.startswith(TRAINING_ONLY)
+
+
+def _load_exported(folder: Path, which: str, device: str) -> Model:
+    about = read_json(folder / "config.json")
+    if not isinstance(about, dict) or about.get("format") != "longtail" or about.get("schema") != EXPORT_SCHEMA:
+        raise RunError(f"{folder} is neither a run folder nor one that this version of longtail exported.")
+    if which == "best" != about["weights"]:
+        raise RunError(f"{folder} holds the {about['weights']} weights alone.")
+    try:
+        content = (folder / "model.safetensors").read_bytes()
+        if hashlib.sha256(content).hexdigest() != about["sha256"]:
+            raise RunError(f"{folder / 'model.safetensors'} does not have the digest it was written with.")
+        config = build_config(about["config"])
+        method = build_method(config, about["class_counts"], int(about["image_size"]))
+        found = method.load_state_dict(load_tensors(content), strict=False)
+    except OSError as error:
+        raise RunError(f"{folder / 'model.safetensors'} cannot be read: {error.strerror}.") from None
+    except (SafetensorError, RuntimeError, KeyError, ConfigError) as error:
+        raise RunError(f"{folder} cannot be loaded: {error}") from None
+    lacking = [name for name in found.missing_keys if not training_only(name)]
+    if lacking or found.unexpected_keys:
+        other = [*lacking, *found.unexpected_keys]
+        raise RunError(f"{folder}/model.safetensors is of another model: {len(other)} names differ, {other[0]} first.")
+    method.to(resolve_device(device))
+    return Model(method, config, about | {"data": about}, about["weights"], folder)
 
 
 def as_uint8(images: Images, size: int) -> Tensor:
@@ -141,15 +202,21 @@ def _tensor(images: Any) -> Tensor:
 
 def _one(image: Any) -> Tensor:
     """A PIL image, a path or an array of one image as a stack of one, (1, H, W) or (1, H, W, 3) or (1, 3, H, W)."""
-    if isinstance(image, str | Path):
-        try:
-            with Image.open(image) as opened:
-                image = opened.convert("RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DataError(f"{image} cannot be read as an image: {error}") from None
-    if isinstance(image, Image.Image):
-        image = image.convert("RGB")
+    if isinstance(image, str | Path | Image.Image):
+        image = _pixels(image)
     array = _tensor(image)
     if array.ndim not in (2, 3):
         raise DataError(f"An image in a list must be (H, W), (H, W, 3) or (3, H, W), not {tuple(array.shape)}.")
     return array[None]
+
+
+def _pixels(image: str | Path | Image.Image) -> NDArray[np.uint8]:
+    """An image file or a PIL image as RGB pixels (H, W, 3), read as files of training images are. Raises DataError."""
+    shown = "The image" if isinstance(image, Image.Image) else str(image)
+    try:
+        if isinstance(image, Image.Image):
+            return read_pixels(image)
+        with quiet_pillow(), opened(Path(image)) as file:
+            return read_pixels(file)
+    except (BrokenImageError, OSError) as error:
+        raise DataError(f"{shown} cannot be read as an image: {error}") from None

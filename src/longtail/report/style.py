@@ -152,6 +152,7 @@ def _lifted(color: str, look: Look) -> tuple[float, ...]:
 def legend_above(axes: Axes, look: Look, title: str, columns: int) -> None:
     """The title and under it the legend, over the picture instead of in it."""
     legend = axes.legend(
+        handles=axes.get_legend_handles_labels()[0],  # without it, Matplotlib warns of a picture with no lines
         title=title, loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.1, alignment="left", ncols=columns,
         frameon=False, labelcolor=look.ink, handlelength=1.2, columnspacing=1.3, borderpad=0.1,
         prop={"family": FONT, "size": 9}, title_fontproperties={"family": FONT, "size": 10, "weight": "bold"},
