@@ -152,8 +152,14 @@ def results_table(results: list[Mapping[str, Any]]) -> Table:
     """
     table = Table(box=None, pad_edge=False, title="top-1 and groups in %", title_justify="left")
     thirds = ["head", "middle", "tail"] if any("thirds" in result["last"] for result in results) else []
-    for name in ("run", "weights", "on", "top-1", "many", "medium", "few", *thirds, "worst tenth"):
-        table.add_column(name, justify="left" if name in ("run", "weights", "on") else "right", no_wrap=True)
+    for name in ("run", "weights", "on", "top-1", "many", "medium", "few", *thirds, "worst\ntenth"):
+        # Where the terminal is narrow the words wrap, and every number stays whole.
+        if name in ("run", "weights"):
+            table.add_column(name, overflow="fold", min_width=12)
+        else:
+            table.add_column(
+                name, justify="left" if name == "on" else "right", no_wrap=True, min_width=max(5, len(name))
+            )
     for result in results:
         name = f"{result['dataset']}/{result['method']}, seed {result['seed']}"
         last, best = result["last"], result["best"]

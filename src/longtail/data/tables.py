@@ -31,7 +31,7 @@ def list_lists(files: dict[str, Path], root: Path | None) -> Listing:
     for split, file in files.items():
         rows[split] = []
         # Not splitlines, which also breaks at marks that a file name may hold.
-        for number, line in enumerate(_text(file).splitlines(), start=1):
+        for number, line in enumerate(_text(file).split("\n"), start=1):
             if not line.strip():
                 continue
             where = f"{file.name}, line {number}"
