@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import hashlib
 import importlib.util
 import json
 import shlex
@@ -13,6 +15,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from xml.etree import ElementTree
 
 import matplotlib.colors
 import numpy as np
@@ -24,19 +27,12 @@ from hypothesis import strategies as st
 from longtail.data.longtail import class_counts
 from longtail.errors import ResourceError, RunError
 from longtail.metrics import compute_metrics, confusion, group_labels, paired_bootstrap, per_class_accuracy
-from longtail.report import comparison_rows, findings, plots, style, write_comparison, write_report
+from longtail.report import charts, comparing, comparison_rows, findings, plots, style, write_comparison, write_report
+from longtail.report.columns import classes_per_column, running_mean, smoothing_window
 from longtail.report.folder import ClassRow, read_run
-from longtail.report.plots import (
-    accuracy_by_count,
-    accuracy_by_rank,
-    classes_per_column,
-    learning_curves,
-    loss_terms,
-    png,
-    running_mean,
-    smoothing_window,
-)
-from longtail.report.style import DARK, GROUP_COLORS, LOOKS
+from longtail.report.plots import accuracy_by_count, learning_curves, loss_terms, png
+from longtail.report.style import GROUP_COLORS
+from longtail.report.svg import round_ticks
 from longtail.rng import numpy_generator
 
 HOSTILE = ["<script>alert(1)</script>", "\"& onload='x'", "$\\frac{1}$ \u65e5\u672c {{ 7 * 7 }}"]
@@ -135,6 +131,15 @@ def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]])
         csv.writer(file).writerows([header, *rows])
 
 
+def parsed(markup: str) -> list[tuple[str, dict[str, str]]]:
+    """The elements of inline SVG, by tag and attributes."""
+    return [(part.tag, dict(part.attrib)) for part in ElementTree.fromstring(f"<g>{markup}</g>").iter()][1:]
+
+
+def of_class(elements: list[tuple[str, dict[str, str]]], tag: str, name: str) -> list[dict[str, str]]:
+    return [own for kind, own in elements if kind == tag and name in own.get("class", "").split()]
+
+
 class Page(HTMLParser):
     """Parses a page strictly: every tag closed in order. Collects text, tags and attributes."""
 
@@ -146,6 +151,7 @@ class Page(HTMLParser):
         self.tags: list[str] = []
         self.attributes: list[tuple[str, str, str]] = []
         self.pieces: list[str] = []
+        self.scripts: list[str] = []
         self.source = path.read_text(encoding="utf-8")
         self.feed(self.source)
         self.close()
@@ -158,12 +164,18 @@ class Page(HTMLParser):
         if tag not in self.VOID:
             self.open.append(tag)
 
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
     def handle_endtag(self, tag: str) -> None:
         assert self.open, f"</{tag}> closes nothing"
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
+        if self.open and self.open[-1] == "script":
+            self.scripts.append(data)
+        elif self.open and self.open[-1] != "style":
             self.pieces.append(data)
 
 
@@ -209,14 +221,6 @@ def test_report_writes_both_pictures_into_the_run_folder(run_dir: Path) -> None:
     assert png_size((run_dir / "plots/accuracy_by_count.png").read_bytes()) == (1536, 896)
 
 
-def test_every_look_has_its_own_colors_and_shape() -> None:
-    drawn = {name: png(accuracy_by_count(three_classes(), look)) for name, look in LOOKS.items()}
-    assert len(set(drawn.values())) == 4
-    assert {name: png_size(image)[0] for name, image in drawn.items()} == {
-        "light": 1536, "dark": 1536, "light_narrow": 704, "dark_narrow": 704,
-    }  # fmt: skip
-
-
 def test_accuracy_by_count_has_a_bar_and_a_dot_per_class_in_its_groups_color(run_dir: Path) -> None:
     run = read_run(run_dir)
     counts, accuracies = accuracy_by_count(run.classes).axes
@@ -260,11 +264,12 @@ def test_hostile_class_names_are_drawn_as_text(names: list[str]) -> None:
     rows = [
         ClassRow(r.index, name, r.train_count, r.group, 9, 0.5) for r, name in zip(three_classes(), names, strict=True)
     ]
-    figure = accuracy_by_count(rows, DARK)
+    figure = accuracy_by_count(rows)
     png(figure)
     labels = [text.get_text() for text in figure.axes[1].get_xticklabels()]
     assert all(0 < len(label) <= 14 for label in labels)
-    png(accuracy_by_rank([(name, rows) for name in names]))
+    drawn = parsed(charts.long_tail(rows, rows, "test")) + parsed(charts.over_rank([("ink", rows)] * 2, "test"))
+    assert not {tag for tag, _ in drawn} - {"svg", "rect", "line", "text", "circle", "path"}
 
 
 def test_one_class_and_equal_counts_and_zero_counts_can_be_drawn() -> None:
@@ -350,17 +355,28 @@ def test_the_best_epoch_is_labelled_with_what_selected_it(page: Page, tmp_path: 
     assert "evaluated on val" in Page(other).text
 
 
-def test_the_page_loads_nothing_and_runs_nothing(page: Page) -> None:
+def test_the_page_loads_nothing_and_runs_its_own_script_alone(run_dir: Path, page: Page) -> None:
     for tag, name, value in page.attributes:
         assert not name.startswith("on"), (tag, name)
         if name in ("src", "href", "srcset", "action", "data"):
             assert value.startswith("data:image/png;base64,")
-    assert not {"script", "link", "iframe", "object", "a"} & set(page.tags)
-    assert "url(" not in page.source
-    assert "@import" not in page.source
-    assert "http://" not in page.source
-    assert "https://" not in page.source
-    assert page.tags.count("picture") == 2
+    assert not {"link", "iframe", "object", "a"} & set(page.tags)
+    for outside in ("url(", "@import", "http://", "https://"):
+        assert outside not in page.source
+    data, script = page.scripts
+    assert len(json.loads(data)["classes"]) == 100
+    assert script == (Path(plots.__file__).parent / "page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    allowed = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    assert ("meta", "content", allowed) in page.attributes
+    assert len(script) < 6_000
+    assert (run_dir / "report.html").stat().st_size < 400_000
+
+
+def test_every_picture_has_a_text_alternative(page: Page) -> None:
+    charts = [1 for tag, name, value in page.attributes if tag == "svg" and name == "aria-label" and value]
+    assert len(charts) == page.tags.count("svg") == 5
+    assert [value for tag, name, value in page.attributes if tag == "svg" and name == "role"] == ["img"] * 5
 
 
 def test_the_page_says_how_to_repeat_the_run_and_on_what_it_ran(page: Page) -> None:
@@ -370,7 +386,7 @@ def test_the_page_says_how_to_repeat_the_run_and_on_what_it_ran(page: Page) -> N
 
 
 def test_the_table_of_classes_has_a_line_per_class_from_the_most_images_to_the_fewest(page: Page) -> None:
-    places = [page.source.index(f"<bdi>class {k}</bdi></td><td") for k in range(100)]
+    places = [page.source.index(f'<bdi>class {k}</bdi></span></td><td class="number" data-value') for k in range(100)]
     assert places == sorted(places)
 
 
@@ -381,7 +397,7 @@ def test_with_out_only_that_file_is_written(tmp_path: Path) -> None:
     out = write_report(path, tmp_path / "new" / "page.html")
     assert out == tmp_path / "new" / "page.html"
     assert sorted(path.rglob("*")) == before
-    assert Page(out).tags.count("picture") == 2
+    assert Page(out).tags.count("svg") == 5
 
 
 def test_hostile_names_stay_text(tmp_path: Path) -> None:
@@ -389,14 +405,16 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     (path / "config.yaml").write_text("a: '</pre><img src=x onerror=y>'\n")
     edit_json(path / "run.json", notes=["<b>bold</b>"], command=["longtail", "train", "<i>;rm"])
     found = Page(write_report(path))
-    assert "script" not in found.tags
+    assert found.tags.count("script") == 2
     assert not {"b", "i"} & set(found.tags)
     assert all(value.startswith("data:") for _, name, value in found.attributes if name == "src")
+    assert {entry["name"] for entry in json.loads(found.scripts[0])["classes"]} == set(HOSTILE)
+    assert not set("<>&") & set(found.scripts[0])
     for name in (*HOSTILE, "</style><script>x on cifar100", "</pre><img src=x onerror=y>", "<b>bold</b>", "'<i>;rm'"):
         assert " ".join(name.split()) in found.text
-    assert "49" not in found.text.split("mostly taken for")[1].split("Repeat this run")[0]
+    assert "{{ 7 * 7 }}" in found.text
     compared = Page(write_comparison([path], tmp_path / "compared.html"))
-    assert "script" not in compared.tags
+    assert compared.tags.count("script") == 2
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -421,6 +439,125 @@ def test_a_run_without_predictions_has_a_page_without_what_needs_them(tmp_path: 
     assert "Most confused" not in text
     assert "Where the images go" not in text
     assert "On backgrounds that the class had in training 80.0%, on those it never had -." in text
+
+
+# Against a baseline -------------------------------------------------------------------------------------------------
+
+
+def test_headline_numbers_stand_beside_their_difference_to_the_baseline(run_dir: Path, tmp_path: Path) -> None:
+    other = fake_run(tmp_path / "ce", method="cross-entropy", skill=-0.1)
+    run, baseline = read_run(run_dir), read_run(other)
+    found = comparing.differences(run, baseline)
+    for name in ("top1", "many", "medium", "few"):
+        difference, low, high = found[name]
+        assert difference == pytest.approx(run.last[name] - baseline.last[name])
+        assert low < difference < high
+    page = Page(write_report(run_dir, tmp_path / "page.html", other))
+    for name, label in (("top1", "top-1, last epoch"), ("few", "few")):
+        interval = ", ".join(findings.points(end) for end in found[name][1:])
+        said = f"{label} {findings.percent(run.last[name])} {findings.points(found[name][0])} [{interval}]"
+        assert said in page.text
+    assert "against cross-entropy" in page.text
+    share = findings.percent(findings.image_flow(baseline)[-1].shares["many"], 0)
+    assert f"a many-shot class (baseline: {share})." in page.text
+    drawn = [value for tag, name, value in page.attributes if tag == "path" and name == "class"]
+    assert drawn.count("line base") == 2
+
+
+def test_the_difference_of_a_group_is_that_of_the_means_over_its_classes(tmp_path: Path) -> None:
+    paths = [fake_run(tmp_path / name, counts=[300, 200, 30, 3], method=name) for name in ("a", "b")]
+    for path in paths:  # class 0 keeps 10 of its 40 test images
+        lines = (path / "predictions.csv").read_text().splitlines(keepends=True)
+        (path / "predictions.csv").write_text("".join(lines[:11] + lines[41:]))
+    runs = [read_run(path) for path in paths]
+    means = []
+    for run in runs:
+        assert run.predictions is not None
+        right, targets = run.predictions.correct, run.predictions.targets
+        means.append(sum(sum(right[targets == k]) / sum(targets == k) for k in (0, 1)) / 2)
+    assert comparing.differences(runs[0], runs[1])["many"][0] == pytest.approx(means[0] - means[1])
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_baseline_on_other_images_gives_a_sentence_instead_of_differences(tmp_path: Path) -> None:
+    path = fake_run(tmp_path / "run", counts=[300, 30, 3])
+    other = fake_run(tmp_path / "other", counts=[300, 30, 3], tested=20, names=["x", "y", "z"])
+    page = Page(write_report(path, baseline=other))
+    assert "The baseline was not evaluated on the same images" in page.text
+    assert "line base" not in page.source
+    edit_json(other / "run.json", status="running")
+    with pytest.raises(RunError, match="not finished"):
+        write_report(path, baseline=other)
+
+
+# Charts -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_long_tail_has_a_bar_and_a_dot_per_class_at_its_accuracy(run_dir: Path) -> None:
+    ranked = read_run(run_dir).ranked()
+    wide, narrow = str(charts.long_tail(ranked, None, "test")).split("</svg>")[:2]
+    for drawing in (wide, narrow):
+        drawn = parsed(drawing + "</svg>")
+        bars = [own for tag, own in drawn if tag == "rect" and own["class"].startswith("bar")]
+        dots = [own for tag, own in drawn if tag == "circle"]
+        assert [own["class"] for own in bars] == [f"bar {row.group}" for row in ranked]
+        assert [own["class"] for own in dots] == [f"dot {row.group}" for row in ranked]
+        heights = [float(own["height"]) for own in bars]
+        assert heights == sorted(heights, reverse=True)
+        scale = np.polyfit([row.accuracy or 0 for row in ranked], [float(own["cy"]) for own in dots], 1)
+        assert scale == pytest.approx([-180, 356], abs=0.5)
+
+
+def test_a_thousand_classes_share_two_hundred_columns_and_keep_their_row(tmp_path: Path) -> None:
+    path = fake_run(tmp_path / "run", counts=class_counts(1280, 1000, 256), tested=3, epochs=2)
+    page = Page(write_report(path, tmp_path / "page.html"))
+    bars = [value for tag, name, value in page.attributes if tag == "rect" and name == "class" and "bar" in value]
+    assert 200 <= len(bars) / 2 <= 203
+    assert len(json.loads(page.scripts[0])["classes"]) == 1000
+    assert page.source.count('<tr><td class="name') == 1000 + 8
+    assert len(page.source) < 1_000_000
+
+
+def test_reliability_bins_and_error_are_those_of_a_slow_loop(run_dir: Path) -> None:
+    run = read_run(run_dir)
+    assert run.predictions is not None
+    found = {entry.name: entry for entry in findings.reliability(run)}
+    assert list(found) == ["all", "many", "medium", "few"]
+    for name, entry in found.items():
+        bins: dict[int, list[tuple[float, bool]]] = {}
+        for sure, right, target in zip(
+            run.predictions.confidence, run.predictions.correct, run.predictions.targets, strict=True
+        ):
+            if name in ("all", run.classes[target].group):
+                bins.setdefault(min(k for k in range(15) if sure <= (k + 1) / 15), []).append((sure, right))
+        number = sum(map(len, bins.values()))
+        gaps = [abs(sum(right - sure for sure, right in own)) for own in bins.values()]
+        assert entry.ece == pytest.approx(sum(gaps) / number)
+        means = [
+            (sum(s for s, _ in own) / len(own), sum(r for _, r in own) / len(own), len(own) / number)
+            for _, own in sorted(bins.items())
+            if len(own) >= 5
+        ]
+        np.testing.assert_allclose(entry.bins, means)
+    assert found["all"].ece == pytest.approx(run.last["ece"], abs=1e-3)
+
+
+def test_the_hardest_images_are_the_wrong_ones_that_the_network_was_surest_of(run_dir: Path) -> None:
+    run = read_run(run_dir)
+    assert run.predictions is not None
+    chosen = findings.hardest(run, 12)
+    sure, right = run.predictions.confidence, run.predictions.correct
+    assert not right[chosen].any()
+    others = [sure[i] for i in range(len(sure)) if not right[i] and i not in chosen]
+    assert sorted(sure[chosen], reverse=True) == list(sure[chosen])
+    assert min(sure[chosen]) >= max(others)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 59), (0, 0.3), (-3, 7), (0, 2300), (0, 1), (19, 19.5), (0, 1e-3)])
+def test_ticks_are_a_few_round_numbers_inside(low: float, high: float) -> None:
+    ticks = round_ticks(low, high)
+    assert 1 <= len(ticks) <= 9
+    assert all(low <= tick <= high * (1 + 1e-9) for tick in ticks)
 
 
 # What cannot be reported --------------------------------------------------------------------------------------------
@@ -601,8 +738,18 @@ def test_comparison_page_has_a_line_per_run_and_says_who_is_best_on_the_tail(run
     found = Page(write_comparison([worse, run_dir], tmp_path / "deep" / "page.html"))
     tails = [findings.percent(findings.thirds_of(read_run(path))["tail"]) for path in (run_dir, worse)]
     assert f"concutmix has the highest mean accuracy, {tails[0]}, cross-entropy the lowest, {tails[1]}." in found.text
-    assert found.tags.count("img") == 1
-    assert all(v.startswith("data:") for _, name, v in found.attributes if name in ("src", "srcset", "href"))
-    (axes,) = accuracy_by_rank([(label, read_run(path).classes) for label, path in (("a", worse), ("b", run_dir))]).axes
-    assert [line.get_label() for line in axes.lines] == ["a", "b"]
-    assert len({line.get_color() for line in axes.lines} | set(GROUP_COLORS.values())) == 5
+    assert found.tags.count("svg") == 4
+    lines = parsed(charts.over_rank([("run-0", read_run(worse).classes), ("run-1", read_run(run_dir).classes)], "test"))
+    for color in ("run-0", "run-1"):
+        assert len(of_class(lines, "path", color)) == 2, "one wide, one narrow"
+    assert len({*style.LINE_COLORS, *GROUP_COLORS.values()}) == len(style.LINE_COLORS) + 3
+    rows = json.loads(found.scripts[0])["classes"]
+    ours, theirs = (findings.percent(read_run(path).classes[0].accuracy) for path in (run_dir, worse))
+    assert rows[0]["said"] == f"500 training images · cross-entropy {theirs} · concutmix {ours}"
+
+
+def test_classes_of_other_names_or_order_are_not_set_side_by_side(run_dir: Path, tmp_path: Path) -> None:
+    other = fake_run(tmp_path / "other", counts=[300, 30, 3])
+    found = Page(write_comparison([other, run_dir], tmp_path / "page.html"))
+    assert json.loads(found.scripts[0])["classes"] == []
+    assert "input" not in found.tags

@@ -127,17 +127,23 @@ def evaluate(
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="One run folder, or several to compare.")],
     out: Annotated[Path | None, typer.Option(help="The page to write.")] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="A run that the others are set against, on the same test images.")
+    ] = None,
 ) -> None:
     """Write a run's report page, or a page that compares several runs."""
     from longtail.report.page import write_comparison, write_report
 
     if len(runs) == 1:
-        typer.echo(f"report: {write_report(runs[0], out)}")
+        typer.echo(f"report: {write_report(runs[0], out, baseline)}")
         return
     from longtail.display import results_table
     from longtail.files import read_json
 
-    page = write_comparison(runs, out or runs[0].parent / "report.html")
+    place = out or runs[0].parent / "report.html"
+    if baseline is not None:  # differences are against the first
+        runs = [baseline, *(path for path in runs if path.resolve() != baseline.resolve())]
+    page = write_comparison(runs, place)
     _console().print(results_table([read_json(path / "results.json") for path in runs]))
     typer.echo(f"report: {page}")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from longtail.metrics import thirds, wilson_interval
+from longtail.metrics import expected_calibration_error, thirds, wilson_interval
 from longtail.report.folder import GROUPS, ClassRow, FinishedRun
 from longtail.settings import resolve_time
 
@@ -119,10 +119,67 @@ def image_flow(run: FinishedRun) -> list[Flow]:
     return flows
 
 
-def flow_sentence(flows: Sequence[Flow]) -> str:
-    """The finding of the flow: how much of the rarest group is called a frequent class."""
+def flow_sentence(flows: Sequence[Flow], baseline: Sequence[Flow] = ()) -> str:
+    """The finding of the flow: how much of the rarest group is called a frequent class, here and in the baseline."""
     first, last = flows[0].group, flows[-1].group
-    return f"{percent(flows[-1].shares[first], 0)} of {last}-shot test images are called a {first}-shot class."
+    beside = next((f" (baseline: {percent(flow.shares[first], 0)})" for flow in baseline if flow.group == last), "")
+    return f"{percent(flows[-1].shares[first], 0)} of {last}-shot test images are called a {first}-shot class{beside}."
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """The calibration of one set of images: its ``bins`` (mean confidence, accuracy, share of the images), its error
+    (ECE, 15 bins), and the mean confidence minus the accuracy."""
+
+    name: str
+    bins: list[tuple[float, float, float]]
+    ece: float
+    surplus: float
+
+
+def reliability(run: FinishedRun, bins: int = 15) -> list[Reliability]:
+    """Calibration of all test images and of each group's, from predictions.csv; empty without it.
+
+    Bins are those of :func:`longtail.metrics.expected_calibration_error`; the line leaves out bins of fewer than five
+    images, the error does not.
+    """
+    if run.predictions is None or not len(run.predictions.targets):
+        return []
+    sure, right = run.predictions.confidence, run.predictions.correct.astype(np.float64)
+    group = np.array([GROUPS.index(row.group) for row in run.classes])[run.predictions.targets]
+    found = []
+    for name, rows in (("all", group >= 0), *((name, group == k) for k, name in enumerate(GROUPS))):
+        if not rows.any():
+            continue
+        own, hit = sure[rows], right[rows]
+        where = np.searchsorted(np.arange(1, bins) / bins, own, side="left")
+        shown = [k for k in range(bins) if (where == k).sum() >= 5]
+        points = [
+            (float(own[where == k].mean()), float(hit[where == k].mean()), float((where == k).mean())) for k in shown
+        ]
+        error = expected_calibration_error(own, hit, bins)
+        found.append(Reliability(name, points, error, float(own.mean() - hit.mean())))
+    return found
+
+
+def reliability_sentence(found: Sequence[Reliability]) -> str:
+    """Whether the network is too sure of itself, over all and where most."""
+    whole, worst = found[0], max(found[1:], key=lambda entry: entry.ece)
+    said = "sure" if whole.surplus > 0 else "unsure"
+    return (
+        f"On average the network is {percent(abs(whole.surplus))} too {said}; the calibration error is "
+        f"{percent(whole.ece)} over all images and largest on {worst.name}-shot classes, {percent(worst.ece)}."
+    )
+
+
+def hardest(run: FinishedRun, most: int) -> list[int]:
+    """Positions of the wrong test images that the network was surest of, surest first."""
+    if run.predictions is None:
+        return []
+    wrong = np.flatnonzero(~run.predictions.correct)
+    order = np.argsort(-run.predictions.confidence[wrong], kind="stable")
+    chosen: list[int] = wrong[order][:most].tolist()
+    return chosen
 
 
 def confusions(run: FinishedRun) -> list[Confusion]:

@@ -35,11 +35,19 @@ class ClassRow:
 
 @dataclass(frozen=True)
 class Predictions:
-    """predictions.csv: per test image its ``ids``, and ``targets`` and ``predicted`` (N,) as class indices."""
+    """predictions.csv: per test image its ``ids``, its ``targets`` and ``predicted``, (N,) class indices, and
+    ``confidence`` (N,), the probability of the predicted class."""
 
     ids: list[str]
     targets: NDArray[np.int64]
     predicted: NDArray[np.int64]
+    confidence: NDArray[np.float64]
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        """Whether each image is called its class, (N,)."""
+        right: NDArray[np.bool_] = self.predicted == self.targets
+        return right
 
 
 @dataclass(frozen=True)
@@ -166,6 +174,7 @@ def _predictions(path: Path, classes: list[ClassRow]) -> Predictions:
         ids=[row["id"] for row in lines],
         targets=_labels([row["target"] for row in lines], classes),
         predicted=_labels([row["predicted"] for row in lines], classes),
+        confidence=np.array([_fraction(row["probability"]) for row in lines], dtype=np.float64),
     )
 
 

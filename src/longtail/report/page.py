@@ -1,138 +1,229 @@
-"""The report of a run and the comparison of several: one HTML file each, without network or script.
+"""The report of a run and the comparison of several: one HTML file each, which loads nothing.
 
-Text reaches the page only through Jinja's escaping, whatever a class or a folder is called. Pictures are embedded once
-for a light and a dark page, wide and narrow, and the reader's browser takes the one that fits.
+Text reaches the page only through Jinja's escaping, whatever a class or a folder is called; what the page's own script
+reads stands in a JSON block in which no tag can end. Without script the page is whole, and only stands still.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
+import json
 import shlex
-import struct
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
 import longtail
 from longtail.errors import ResourceError, RunError
 from longtail.files import write_atomic
-from longtail.metrics import paired_bootstrap
-from longtail.report import findings
+from longtail.metrics import wilson_interval
+from longtail.report import charts, comparing, findings
+from longtail.report.columns import classes_per_column
+from longtail.report.comparing import ComparisonRow, rows_of, split_of
 from longtail.report.folder import GROUPS, FinishedRun, read_run
-from longtail.report.plots import accuracy_by_count, accuracy_by_rank, classes_per_column, learning_curves, png
-from longtail.report.style import GROUP_COLORS, LOOKS, Look
+from longtail.report.images import Shot
+from longtail.report.measured import Measured, measure
+from longtail.report.plots import accuracy_by_count, learning_curves, loss_terms, png
+from longtail.report.style import GROUP_COLORS, LINE_COLORS
+from longtail.report.svg import shortened
 
 CONFUSED_PAIRS = 8
-PHONE = "(max-width: 640px)"
-DARK = "(prefers-color-scheme: dark)"
+HERE = Path(__file__).parent
 
 
-@dataclass(frozen=True)
-class ComparisonRow:
-    """One run of a comparison: numbers of the last epoch, fractions 0..1, None where a group is empty.
-
-    ``head``, ``middle`` and ``tail`` are set if one of the compared runs has an empty group. ``difference`` is top-1
-    minus that of the first run with its 95 % interval (paired bootstrap over test images), None for the first and
-    where the test images are not the same.
-    """
-
-    run: str
-    label: str
-    dataset: str
-    method: str
-    model: str
-    epochs: int | None
-    seed: int | None
-    evaluated_on: str
-    top1: float
-    many: float | None
-    medium: float | None
-    few: float | None
-    head: float | None
-    middle: float | None
-    tail: float | None
-    worst_tenth: float | None
-    ece: float | None
-    image_passes: int | None
-    seconds: float | None
-    difference: tuple[float, float, float] | None
-
-
-def write_report(run_dir: Path, out: Path | None = None) -> Path:
+def write_report(run_dir: Path, out: Path | None = None, baseline: Path | None = None) -> Path:
     """Write the page of a finished run, by default to its ``report.html`` with its ``plots/*.png``; returns the path.
 
-    With ``out`` only that file is written and the run folder is left as it is. Raises RunError for a run that is
-    absent, unfinished, incomplete or broken, naming what is missing; ResourceError if the disk refuses.
+    With ``out`` only that file is written and the run folder is left as it is. ``baseline`` is another finished run:
+    every headline number then has its difference to it. Images and weights are read from the folder and from where the
+    configuration says; where they cannot be, the page says so. Raises RunError for a run that is absent, unfinished,
+    incomplete or broken, naming what is missing; ResourceError if the disk refuses.
     """
     run = read_run(Path(run_dir))
-    curves, tail = _drawn(lambda look: _curves(run, look)), _drawn(lambda look: _tail(run, look))
+    beside = None if baseline is None else read_run(Path(baseline))
     if out is None:
+        events = sorted({t for times in findings.schedule_events(run).values() for t in times})
+        curves = learning_curves(run.history, events, split=str(run.history[-1].get("evaluated_on", split_of(run))))
         _make_folder(run.path / "plots")
-        write_atomic(run.path / "plots" / "learning_curves.png", curves["light"])
-        write_atomic(run.path / "plots" / "accuracy_by_count.png", tail["light"])
+        write_atomic(run.path / "plots" / "learning_curves.png", png(curves))
+        write_atomic(run.path / "plots" / "accuracy_by_count.png", png(accuracy_by_count(run.classes, split_of(run))))
     page = Path(out) if out is not None else run.path / "report.html"
     found = findings.confusions(run)
-    flows = findings.image_flow(run)
-    events = findings.schedule_events(run)
-    command = run.description.get("command", "")
-    content = {
-        "run": run,
-        "results": run.results,
-        "last": run.last,
-        "best": run.results.get("best"),
-        "split": _split(run),
-        "images": sum(row.train_count for row in run.classes),
-        "thirds": findings.thirds_of(run) if len(run.group_sizes()) < len(GROUPS) else {},
-        "tail_picture": _picture(tail, "Training images and accuracy of every class, by rank"),
-        "tail_sentence": findings.tail_sentence(run),
-        "classes_per_column": classes_per_column(len(run.classes)),
-        "curves_picture": _picture(curves, "Loss terms and accuracies over the epochs"),
-        "curves_sentence": findings.curves_sentence(run),
-        "events": events,
-        "flows": flows,
-        "flow_sentence": findings.flow_sentence(flows) if len(flows) > 1 else "",
-        "pairs": found[:CONFUSED_PAIRS],
-        "pair_sentence": findings.confusion_sentence(found[:CONFUSED_PAIRS]) if found else "",
+    made = measure(run, found[:CONFUSED_PAIRS])
+    content = _about(run) | _against(run, beside) | _curves([("run-0", run)], single=True)
+    content |= _images(run, made, found) | {
         "classes": findings.class_table(run, found),
         "environment": findings.flattened(run.description, ("class_counts", "data.class_names", "command", "schema")),
-        "command": shlex.join(map(str, command)) if isinstance(command, list) else str(command),
     }
     return _write_page(page, "template.html", content)
 
 
+def _about(run: FinishedRun) -> dict[str, Any]:
+    command = run.description.get("command", "")
+    calibration = findings.reliability(run)
+    lines = {entry.name: entry.bins for entry in calibration}
+    return {
+        "run": run,
+        "results": run.results,
+        "last": run.last,
+        "best": run.results.get("best"),
+        "split": split_of(run),
+        "images": sum(row.train_count for row in run.classes),
+        "thirds": findings.thirds_of(run) if len(run.group_sizes()) < len(GROUPS) else {},
+        "tail_sentence": findings.tail_sentence(run),
+        "classes_per_column": classes_per_column(len(run.classes)),
+        "curves_sentence": findings.curves_sentence(run),
+        "events": findings.schedule_events(run),
+        "calibration": calibration,
+        "calibration_sentence": findings.reliability_sentence(calibration) if calibration else "",
+        "calibration_chart": charts.reliability_chart(lines, "Accuracy over confidence") if calibration else "",
+        "command": shlex.join(map(str, command)) if isinstance(command, list) else str(command),
+    }
+
+
+def _against(run: FinishedRun, baseline: FinishedRun | None) -> dict[str, Any]:
+    """What depends on the baseline: the tiles' differences, the dashed line, the sentence on the flow."""
+    flows = findings.image_flow(run)
+    alike = baseline is not None and [r.name for r in run.classes] == [r.name for r in baseline.classes]
+    other = findings.image_flow(baseline) if baseline is not None and alike else []
+    differences: dict[str, Sequence[float]] = {}
+    note = ""
+    if baseline is not None:
+        differences |= comparing.differences(run, baseline)
+        if not differences:
+            note = "The baseline was not evaluated on the same images, so there are no differences."
+        else:
+            for name in ("worst_tenth", "ece"):
+                if run.last.get(name) is not None and baseline.last.get(name) is not None:
+                    differences[name] = (run.last[name] - baseline.last[name],)
+    return {
+        "baseline": baseline,
+        "baseline_label": "" if baseline is None else shortened(comparing.labels_of([run, baseline])[1], 60),
+        "baseline_note": note,
+        "differences": differences,
+        "flows": flows,
+        "flow_sentence": findings.flow_sentence(flows, other) if len(flows) > 1 else "",
+        "tail_picture": charts.long_tail(
+            run.classes, baseline.classes if baseline is not None and alike else None, split_of(run)
+        ),
+        "explored": _script_data(_explored(run, baseline if alike else None)),
+    }
+
+
+def _explored(run: FinishedRun, baseline: FinishedRun | None) -> dict[str, Any]:
+    """What the page's script says of each class, by rank."""
+    worst: dict[int, findings.Confusion] = {}
+    for pair in findings.confusions(run):
+        worst.setdefault(pair.target.index, pair)
+    rows = []
+    for row in run.ranked():
+        said = [f"{row.group}-shot", f"{row.train_count:,} training images"]
+        if row.accuracy is None:
+            said.append("no test image")
+        else:
+            low, high = (findings.percent(end, 0) for end in wilson_interval(row.accuracy, row.test_count))
+            said.append(f"accuracy {findings.percent(row.accuracy)} [{low} to {high}]")
+        if baseline is not None and baseline.classes[row.index].accuracy is not None:
+            said.append(f"baseline {findings.percent(baseline.classes[row.index].accuracy)}")
+        if row.index in worst:
+            pair = worst[row.index]
+            said.append(f"mostly taken for {pair.predicted.name} ({findings.percent(pair.share, 0)})")
+        rows.append({"index": row.index, "name": row.name, "said": " · ".join(said)})
+    return {"classes": rows}
+
+
+def _images(run: FinishedRun, made: Measured, found: Sequence[findings.Confusion]) -> dict[str, Any]:
+    pairs = found[:CONFUSED_PAIRS]
+    space = "" if made.space is None else charts.space_chart(made.space, run.classes, "Test images in feature space")
+    return {
+        "made": made,
+        "space_chart": space,
+        "pairs": pairs,
+        "pair_sentence": findings.confusion_sentence(pairs) if pairs else "",
+    }
+
+
+def _curves(runs: Sequence[tuple[str, FinishedRun]], *, single: bool) -> dict[str, Any]:
+    """The learning curves: of one run by loss term and group, of several by run."""
+    if single:
+        history = runs[0][1].history
+        events = sorted({t for times in findings.schedule_events(runs[0][1]).values() for t in times})
+        terms = loss_terms(history)
+        losses = [
+            _line(history, term, ("total" if len(terms) > 1 else "loss") if k == 0 else term, _color(k - 1))
+            for k, term in enumerate(terms)
+        ]
+        accuracies = [_line(history, "top1", "top-1", "ink")]
+        accuracies += [_line(history, group, group, group) for group in GROUPS]
+        first = charts.line_chart(losses, "Loss terms over the epochs", percent=False, across="epoch", events=events)
+    else:
+        events = []
+        losses = [_line(run.history, "top1", color, color) for color, run in runs]
+        accuracies = [_line(run.history, "few", color, color) for color, run in runs]
+        first = charts.line_chart(losses, "Top-1 over the epochs, a line a run", percent=True, across="epoch")
+    second = charts.line_chart(accuracies, "Accuracies over the epochs", percent=True, across="epoch", events=events)
+    return {
+        "loss_lines": [line for line in losses if any(line.points)],
+        "accuracy_lines": [line for line in accuracies if any(line.points)],
+        "curve_pictures": (first, second),
+    }
+
+
+def _color(number: int) -> str:
+    return "ink" if number < 0 else f"run-{number % len(LINE_COLORS)}"
+
+
+def _line(history: Sequence[Mapping[str, Any]], key: str, name: str, color: str) -> charts.Line:
+    points = [None if row.get(key) is None else (float(row["epoch"]), float(row[key])) for row in history]
+    return charts.Line(name, color, points)
+
+
 def comparison_rows(run_dirs: Sequence[Path]) -> list[ComparisonRow]:
     """The table of a comparison as data, one row per run in the order given. Raises RunError as the report does."""
-    return _rows(_read_all(run_dirs))
+    return rows_of(_read_all(run_dirs))
 
 
 def write_comparison(run_dirs: Sequence[Path], out: Path) -> Path:
-    """Write one page on several finished runs: a table, and accuracy over class rank with a line per run.
+    """Write one page on several finished runs: a table, accuracy over class rank, learning curves, every class.
 
     Raises RunError for a run that is absent, unfinished, incomplete or broken; ResourceError if the disk refuses.
     """
     runs = _read_all(run_dirs)
-    rows = _rows(runs)
-    lines = [(row.label, run.classes) for row, run in zip(rows, runs, strict=True)]
+    rows = rows_of(runs)
+    colors = [_color(number) for number in range(len(runs))]
     splits = sorted({row.evaluated_on for row in rows})
+    alike = comparing.same_order(runs)
+    ranked = [run.ranked() for run in runs] if alike else []
+    classes = [(entries[0], [entry.accuracy for entry in entries]) for entries in zip(*ranked, strict=True)]
+    said = [
+        " · ".join(f"{r.label} {findings.percent(a)}" for r, a in zip(rows, own, strict=True)) for _, own in classes
+    ]
+    explored = [
+        {"index": row.index, "name": row.name, "said": f"{row.train_count:,} training images · {text}"}
+        for (row, _), text in zip(classes, said, strict=True)
+    ]
     content = {
         "rows": rows,
+        "colors": colors,
         "splits": splits,
         "with_thirds": any(row.head is not None for row in rows),
         "with_differences": any(row.difference is not None for row in rows),
-        "notes": _comparison_notes(runs, rows),
-        "sentence": _rarest_sentence(runs, rows),
-        "picture": _picture(
-            _drawn(lambda look: accuracy_by_rank(lines, look, " / ".join(splits))),
-            "Accuracy over class rank, a line per run",
+        "notes": comparing.notes_on(runs, rows),
+        "sentence": comparing.rarest_sentence(runs, rows),
+        "flows": [(row, color, findings.image_flow(run)) for row, color, run in zip(rows, colors, runs, strict=True)],
+        "picture": charts.over_rank(
+            [(color, run.classes) for color, run in zip(colors, runs, strict=True)], " / ".join(splits)
         ),
+        "classes": classes,
+        "explored": _script_data({"classes": explored}),
     }
-    return _write_page(Path(out), "comparison.html", content)
+    return _write_page(
+        Path(out), "comparison.html", content | _curves(list(zip(colors, runs, strict=True)), single=False)
+    )
 
 
 def _read_all(run_dirs: Sequence[Path]) -> list[FinishedRun]:
@@ -141,113 +232,12 @@ def _read_all(run_dirs: Sequence[Path]) -> list[FinishedRun]:
     return [read_run(Path(path)) for path in run_dirs]
 
 
-def _rows(runs: Sequence[FinishedRun]) -> list[ComparisonRow]:
-    with_thirds = any(len(run.group_sizes()) < len(GROUPS) for run in runs)
-    rows = []
-    for run, label in zip(runs, _labels(runs), strict=True):
-        results, last = run.results, run.last
-        parts = findings.thirds_of(run) if with_thirds else {}
-        rows.append(
-            ComparisonRow(
-                run=str(run.path),
-                label=label,
-                dataset=str(results.get("dataset", "")),
-                method=str(results["method"]),
-                model=str(results.get("model", "")),
-                epochs=results.get("epochs"),
-                seed=results.get("seed"),
-                evaluated_on=_split(run),
-                top1=last["top1"],
-                **{name: last.get(name) for name in (*GROUPS, "worst_tenth", "ece")},
-                **{name: parts.get(name) for name in ("head", "middle", "tail")},
-                image_passes=results.get("image_passes"),
-                seconds=results.get("train_seconds"),
-                difference=None if run is runs[0] else _difference(run, runs[0]),
-            )
-        )
-    return rows
-
-
-def _labels(runs: Sequence[FinishedRun]) -> list[str]:
-    """The shortest names that tell the runs apart: method, with seed, with folder."""
-    methods = [str(run.results["method"]) for run in runs]
-    seeds = [f"{m}, seed {run.results.get('seed')}" for m, run in zip(methods, runs, strict=True)]
-    folders = [f"{m} ({run.path.name})" for m, run in zip(methods, runs, strict=True)]
-    return next((names for names in (methods, seeds, folders) if len(set(names)) == len(runs)), folders)
-
-
-def _difference(run: FinishedRun, baseline: FinishedRun) -> tuple[float, float, float] | None:
-    ours, theirs = run.predictions, baseline.predictions
-    if ours is None or theirs is None or ours.ids != theirs.ids or not np.array_equal(ours.targets, theirs.targets):
-        return None
-    if [row.name for row in run.classes] != [row.name for row in baseline.classes]:
-        return None
-    return paired_bootstrap(ours.predicted == ours.targets, theirs.predicted == theirs.targets, seed=0)
-
-
-def _comparison_notes(runs: Sequence[FinishedRun], rows: Sequence[ComparisonRow]) -> list[str]:
-    notes = []
-    data = [run.description.get("data") for run in runs]
-    prints = {entry.get("fingerprint") for entry in data if isinstance(entry, Mapping)}
-    if len({row.dataset for row in rows}) > 1:
-        notes.append("The runs are on different data sets.")
-    elif len(prints) > 1:
-        notes.append("The runs were trained on different images of the same data set.")
-    if len({row.evaluated_on for row in rows}) > 1:
-        notes.append("The runs are not all evaluated on the same split.")
-    if len({row.epochs for row in rows}) > 1:
-        notes.append("The runs are of different length.")
-    if len({row.image_passes for row in rows}) > 1:
-        notes.append(
-            "Image passes differ: some methods forward several images for every training image, so equal epochs are "
-            "not equal work."
-        )
-    return notes
-
-
-def _rarest_sentence(runs: Sequence[FinishedRun], rows: Sequence[ComparisonRow]) -> str:
-    """Which run does best on the rarest classes; nothing to say on different data or on one run."""
-    order = [row.name for row in runs[0].ranked()]
-    if len(runs) < 2 or any([row.name for row in run.ranked()] != order for run in runs):
-        return ""
-    tails = [findings.thirds_of(run)["tail"] or 0.0 for run in runs]
-    best, worst = int(np.argmax(tails)), int(np.argmin(tails))
-    return (
-        f"On the third of the classes with the fewest training images, {rows[best].label} has the highest mean "
-        f"accuracy, {findings.percent(tails[best])}, {rows[worst].label} the lowest, {findings.percent(tails[worst])}."
-    )
-
-
-def _split(run: FinishedRun) -> str:
-    return str(run.results.get("evaluated_on", "test"))
-
-
-def _curves(run: FinishedRun, look: Look) -> Figure:
-    events = sorted({t for times in findings.schedule_events(run).values() for t in times})
-    return learning_curves(run.history, events, look, str(run.history[-1].get("evaluated_on", _split(run))))
-
-
-def _tail(run: FinishedRun, look: Look) -> Figure:
-    return accuracy_by_count(run.classes, look, _split(run))
-
-
-def _drawn(draw: Callable[[Look], Figure]) -> dict[str, bytes]:
-    return {name: png(draw(look)) for name, look in LOOKS.items()}
-
-
-def _picture(images: Mapping[str, bytes], alt: str) -> Markup:
-    """One picture in four looks; the browser takes the first source whose condition holds."""
-    shown = {}
-    for name, image in images.items():
-        width, height = struct.unpack(">II", image[16:24])  # of the PNG's first chunk
-        source = "data:image/png;base64," + base64.b64encode(image).decode()
-        shown[name] = {"source": source, "width": width, "height": height}
-    source_tag = Markup('<source media="{media}" srcset="{source}" width="{width}" height="{height}">')
-    image_tag = Markup('<img src="{source}" width="{width}" height="{height}" alt="{alt}">')
-    conditions = ((f"{PHONE} and {DARK}", "dark_narrow"), (PHONE, "light_narrow"), (DARK, "dark"))
-    tags = [source_tag.format(media=media, **shown[name]) for media, name in conditions]
-    tags.append(image_tag.format(alt=alt, **shown["light"]))
-    return Markup("<picture>{}</picture>").format(Markup("\n").join(tags))
+def _script_data(values: Any) -> Markup:
+    """JSON in which no tag can begin or end, for a script element that is not run."""
+    text = json.dumps(values, ensure_ascii=True, separators=(",", ":"))
+    for letter in "<>&":
+        text = text.replace(letter, f"\\u{ord(letter):04x}")
+    return Markup(text)
 
 
 def _make_folder(folder: Path) -> None:
@@ -257,17 +247,29 @@ def _make_folder(folder: Path) -> None:
         raise ResourceError(f"The folder {folder} cannot be made: {error.strerror}.") from error
 
 
+def _shot(shot: Shot) -> Markup:
+    return shot.markup()
+
+
 def _write_page(path: Path, template: str, content: Mapping[str, Any]) -> Path:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": findings.percent, "points": findings.points}
+    environment.filters |= {"percent": findings.percent, "points": findings.points, "shot": _shot}
+    script = (HERE / "page.js").read_text(encoding="utf-8")
     page = environment.get_template(template).render(
-        **content, groups=GROUPS, group_colors=GROUP_COLORS, version=longtail.__version__
+        **content,
+        groups=GROUPS,
+        group_colors=GROUP_COLORS,
+        line_colors=LINE_COLORS,
+        sheet=Markup((HERE / "page.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        version=longtail.__version__,
     )
     _make_folder(path.parent)
     write_atomic(path, page.encode())

@@ -1,12 +1,11 @@
-"""How the pictures of a report look: colors, light and dark, wide and narrow, axes, and text that is safe to draw."""
+"""How the pictures in plots/ look: colors, axes, and text that is safe to draw."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
@@ -24,10 +23,7 @@ FONT = "DejaVu Sans"
 
 @dataclass(frozen=True)
 class Look:
-    """Colors and shape of a picture: ``ink`` for what counts, ``muted`` for axes, ``narrow`` for a phone.
-
-    ``band`` and ``bar`` are opacities; ``lift`` is the share of white in a group's name, to be read on a dark page.
-    """
+    """Colors of a picture: ``ink`` for what counts, ``muted`` for axes; ``band`` and ``bar`` are opacities."""
 
     surface: str
     ink: str
@@ -35,23 +31,14 @@ class Look:
     grid: str
     band: float
     bar: float
-    lift: float
-    narrow: bool = False
 
 
-LIGHT = Look(surface="#ffffff", ink="#1a1f2b", muted="#667085", grid="#e3e3e0", band=0.07, bar=0.62, lift=0.0)
-DARK = Look(surface="#1a1e26", ink="#eef0f4", muted="#9aa3b2", grid="#323844", band=0.13, bar=0.85, lift=0.35)
-LOOKS = {
-    "light": LIGHT,
-    "dark": DARK,
-    "light_narrow": replace(LIGHT, narrow=True),
-    "dark_narrow": replace(DARK, narrow=True),
-}
+LIGHT = Look(surface="#ffffff", ink="#1a1f2b", muted="#667085", grid="#e3e3e0", band=0.07, bar=0.62)
 
 
-def figure_for(look: Look, wide: tuple[float, float], narrow: tuple[float, float]) -> Figure:
-    """An empty figure of the size in inches that goes with the look."""
-    return Figure(figsize=narrow if look.narrow else wide, layout="constrained", facecolor=look.surface)
+def figure_of(width: float, height: float) -> Figure:
+    """An empty figure of this size in inches."""
+    return Figure(figsize=(width, height), layout="constrained", facecolor=LIGHT.surface)
 
 
 def line_colors(number: int) -> list[str]:
@@ -110,7 +97,7 @@ def count_axis(axes: Axes, most: int) -> None:
 def group_bands(panels: Sequence[Axes], ranked: Sequence[ClassRow], look: Look) -> None:
     """Tint the columns of each group in all panels and name the groups at the top of the first, where they fit."""
     classes = len(ranked)
-    letters = (40 if look.narrow else 100) / classes  # of the label's font, per column
+    letters = 100 / classes  # of the label's font, per column
     spans = []
     for group in GROUPS:
         places = [i for i, row in enumerate(ranked) if row.group == group]
@@ -126,27 +113,23 @@ def group_bands(panels: Sequence[Axes], ranked: Sequence[ClassRow], look: Look) 
     for (group, left, _), text in zip(spans, texts, strict=True):
         top.text(
             left - 0.5 + 0.008 * classes, 0.97, text, transform=top.get_xaxis_transform(), va="top",
-            color=_lifted(GROUP_COLORS[group], look), fontsize=9, fontweight="bold", fontfamily=FONT,
+            color=GROUP_COLORS[group], fontsize=9, fontweight="bold", fontfamily=FONT,
         )  # fmt: skip
     for axes in panels:
         axes.set_xlim(-0.5, classes - 0.5)
 
 
-def class_axis(axes: Axes, ranked: Sequence[ClassRow], look: Look, *, named: bool = True) -> None:
-    """Name the classes if they are few and ``named``; else number their ranks from 0."""
-    if named and len(ranked) <= MOST_NAMES:
+def class_axis(axes: Axes, ranked: Sequence[ClassRow], look: Look) -> None:
+    """Name the classes if they are few; else number their ranks from 0."""
+    if len(ranked) <= MOST_NAMES:
         names = [drawable(row.name, 14, f"class {row.index}") for row in ranked]
-        tilted = max(map(len, names)) * len(names) > (44 if look.narrow else 108)
+        tilted = max(map(len, names)) * len(names) > 108
         axes.set_xticks(range(len(names)), names, rotation=45 if tilted else 0, ha="right" if tilted else "center")
         for text in axes.get_xticklabels():
             text.set_parse_math(False)
     else:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         axes.set_xlabel("classes by rank, most training images first", color=look.muted, fontsize=9, fontfamily=FONT)
-
-
-def _lifted(color: str, look: Look) -> tuple[float, ...]:
-    return tuple(look.lift + (1 - look.lift) * part for part in to_rgb(color))
 
 
 def legend_above(axes: Axes, look: Look, title: str, columns: int) -> None:

@@ -1,0 +1,216 @@
+"""What a method did to images: samples of a late batch of the run, made again as the run made them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from longtail.data.batch import Batch, Progress
+from longtail.methods.composition import CutMix, soft_target
+from longtail.methods.concutmix import ConCutMix, ConCutMixSettings, rectified
+from longtail.methods.plain import Plain
+from longtail.methods.smcl import SMCL
+from longtail.methods.smcl_concutmix import SMCLConCutMix
+from longtail.mixing import Box, boxes_around, boxes_like, draw_beta, mix_labels
+from longtail.report.folder import GROUPS
+from longtail.report.images import Shot, edges_of, gray
+from longtail.report.remaking import EXAMPLES, Example, Remade, Shown, label_bars
+from longtail.saliency.detectors import DETECTORS
+from longtail.scoring import evaluating
+
+TELLING = (0.35, 0.8)
+"""Shares of the first image between which both can be seen: a step with such a box is preferred."""
+
+
+def show_method(run: Remade) -> Shown:
+    """Examples of what the method did, of its last batches; views alone where it neither mixes nor masks."""
+    shows: dict[type, Callable[[Remade], Shown | None]] = {
+        ConCutMix: _concutmix, SMCLConCutMix: _smcl_concutmix, SMCL: _smcl, Plain: _plain
+    }  # fmt: skip
+    show = shows.get(type(run.model.method))
+    with evaluating(run.model.method):
+        found = None if show is None else show(run)
+        return found if found is not None else _views(run)
+
+
+def _views(run: Remade) -> Shown:
+    at = next(run.late_steps())
+    batch = run.loader.batch(at.step, with_partner=False)
+    names = run.model.config.views.model_dump() | {"plain": "plain"}
+    number = [GROUPS.index(run.classes[k].group) for k in batch.target.tolist()]
+    examples = []
+    for place in sorted(range(len(number)), key=lambda i: (-number[i], i))[:EXAMPLES]:
+        shots = [run.original(int(batch.index[place]))]
+        for role, view in zip(run.model.method.needs.views, batch.views, strict=True):
+            shots.append(run.shot(view[place], names[role], f"The same image in the view {names[role]}"))
+        examples.append(Example(shots))
+    sentence = f"Images are not mixed. Training images, and the views made of them in the last step ({at.step})."
+    return Shown(sentence, examples)
+
+
+def _telling_step(run: Remade, mixing: CutMix) -> tuple[Progress, Box] | None:
+    """The latest step that mixes by a box in which both images can be seen, else the latest that mixes."""
+    latest = None
+    for at in run.late_steps():
+        box = mixing.draw(at)
+        if box is not None and run.model.method.needs_partner(at):
+            if TELLING[0] <= box.lam <= TELLING[1]:
+                return at, box
+            latest = latest or (at, box)
+    return latest
+
+
+def _pair(run: Remade, batch: Batch, place: int) -> list[Shot]:
+    """The two images of a pair, as the step saw them."""
+    assert batch.partner is not None, "the step mixes"
+    own, other = (run.classes[int(part.target[place])] for part in (batch, batch.partner))
+    return [
+        run.shot(batch.views[0][place], own.name, f"Background image, class {own.name}"),
+        run.shot(batch.partner.views[0][place], other.name, f"Foreground image, class {other.name}"),
+    ]
+
+
+def _rectify(run: Remade, images: Tensor, area: Tensor, counts: Tensor, own: ConCutMixSettings) -> Tensor:
+    network = run.model.method.network
+    projected = network.project(network.features(images))
+    return rectified(area, projected, network.centers(), counts, own)[0]
+
+
+def _rectified_sentence(area: Tensor, moved: Tensor) -> str:
+    share = float((moved - area).abs().sum(dim=1).mean()) / 2
+    return (
+        "Area label: by pixels. Rectified label: by the trained network's features, in evaluation mode; on average "
+        f"{100 * share:.1f}% of a label went to another class."
+    )
+
+
+def _concutmix(run: Remade) -> Shown | None:
+    method = run.model.method
+    assert isinstance(method, ConCutMix)
+    found = _telling_step(run, method.mixing)
+    if found is None:
+        return None
+    at, box = found
+    batch = run.loader.batch(at.step, with_partner=True)
+    area = soft_target(batch.target, len(run.classes))
+    mixed = method.mixing(batch.views[0], area, batch.partner, at)
+    places = run.telling_first(batch)
+    moved = _rectify(run, mixed.images[places], mixed.target[places], method.counts, method.settings)
+    edges = edges_of((box.top, box.bottom, box.left, box.right))
+    examples = [
+        Example(
+            [*_pair(run, batch, place), run.shot(mixed.images[place], "mixed", "The two mixed, with the box", edges)],
+            [
+                label_bars("area label", mixed.target[place], run.classes),
+                label_bars("rectified label", label, run.classes),
+            ],
+        )
+        for place, label in zip(places, moved, strict=True)
+    ]
+    said = _rectified_sentence(mixed.target[places], moved)
+    used = "" if method.rectifies(at) else " The run did not rectify in this step."
+    return Shown(f"Background, foreground and the two mixed, of step {at.step}. {said}{used}", examples)
+
+
+def _smcl_concutmix(run: Remade) -> Shown | None:
+    method = run.model.method
+    assert isinstance(method, SMCLConCutMix)
+    found = _telling_step(run, method.mixing)
+    if found is None:
+        return None
+    at, box = found
+    batch = run.loader.batch(at.step, with_partner=True)
+    made = method.replace(batch, box, at)
+    places = run.telling_first(batch)
+    moved = _rectify(run, made.images[places], made.target[places], method.counts, method.settings)
+    if method.settings.place == "salient":
+        boxes = boxes_like(box, method.locate(method.network, batch, at).peaks)
+    else:
+        boxes = torch.tensor([[box.top, box.bottom, box.left, box.right]]).expand(len(batch.target), 4)
+    examples = []
+    for place, label in zip(places, moved, strict=True):
+        mixed = run.shot(made.images[place], "replaced", "The two mixed, with the box", edges_of(boxes[place]))
+        shots = [*_pair(run, batch, place), mixed]
+        if made.erased is not None:
+            shots.append(run.shot(made.erased[place], "erased", "The background image with its salient box erased"))
+        area = label_bars("area label", made.target[place], run.classes)
+        examples.append(Example(shots, [area, label_bars("rectified label", label, run.classes)]))
+    sentence = f"The partner's salient part over the image's, and the image with its own erased, of step {at.step}."
+    return Shown(f"{sentence} {_rectified_sentence(made.target[places], moved)}", examples)
+
+
+def _plain(run: Remade) -> Shown | None:
+    method = run.model.method
+    assert isinstance(method, Plain)
+    at = next((at for at in run.late_steps() if method.needs_partner(at)), None)
+    if at is None:
+        return None
+    batch = run.loader.batch(at.step, with_partner=True)
+    area = soft_target(batch.target, len(run.classes))
+    mixed = method.mixing(batch.views[0], area, batch.partner, at, method.network)
+    examples = []
+    for place in run.telling_first(batch):
+        box = mixed.box
+        if isinstance(box, Box):
+            edges = edges_of((box.top, box.bottom, box.left, box.right))
+        else:
+            edges = None if box is None else edges_of(box[place])
+        shots = [*_pair(run, batch, place), run.shot(mixed.images[place], "mixed", "The two mixed", edges)]
+        examples.append(Example(shots, [label_bars("label", mixed.target[place], run.classes)]))
+    return Shown(f"Image, partner and the two mixed ({method.settings.mixing}), of step {at.step}.", examples)
+
+
+def _smcl(run: Remade) -> Shown | None:
+    method = run.model.method
+    assert isinstance(method, SMCL)
+    at = next((at for at in run.late_steps() if method.masks(at)), None)
+    if at is None:
+        return None
+    batch = run.loader.batch(at.step, with_partner=True)
+    assert batch.partner is not None, "a masked step wants a partner"
+    masked, boxes, peaks = method.mask(batch, at), *masked_boxes(method, batch, at)
+    labels = soft_target(batch.target, len(run.classes))
+    toward = soft_target(masked.toward, len(run.classes))
+    target = toward if method.settings.variant == "B" else mix_labels(labels, toward, masked.lam)
+    places = run.telling_first(batch)
+    maps = _maps(run, method, batch, places)
+    examples = []
+    for number, place in enumerate(places):
+        own, other = (run.classes[int(part.target[place])] for part in (batch, batch.partner))
+        seen = run.shot(batch.views[0][place], own.name, f"Class {own.name}, with its salient peak and box")
+        peak = (int(peaks[place, 0]), int(peaks[place, 1]))
+        shots = [run.original(int(batch.index[place]))] if maps is not None else []
+        if maps is not None:
+            shots.append(Shot(gray(maps[number]), "saliency", "Saliency map of the training image: white is salient"))
+        shots.append(Shot(seen.pixels, "peak, box", seen.alt, edges_of(boxes[place]), peak))
+        shots.append(run.shot(masked.images[place], "masked", f"The image masked, pulled toward {other.name}"))
+        examples.append(Example(shots, [label_bars(f"label: toward {other.name}", target[place], run.classes)]))
+    what = "Training image, its saliency, " if maps is not None else ""
+    sentence = f"{what}the view with peak and box, and what is left, of step {at.step} (detector: {_detector(method)})."
+    return Shown(sentence[0].upper() + sentence[1:], examples)
+
+
+def masked_boxes(method: SMCL, batch: Batch, at: Progress) -> tuple[Tensor, Tensor]:
+    """Boxes (B, 4) and peaks (B, 2) of ``method.mask`` in this step: the same draws give the same boxes."""
+    images = batch.views[0]
+    peaks = method.locate(method.network, batch, at).peaks
+    drawn = draw_beta(len(images), method.settings.mask_alpha, at.generator("mask")).float()
+    return boxes_around(peaks, drawn, (images.shape[-2], images.shape[-1]), at_edge=method.settings.at_edge), peaks
+
+
+def _detector(method: SMCL) -> str:
+    return "maps from a file" if method.settings.saliency_maps is not None else method.settings.detector
+
+
+def _maps(run: Remade, method: SMCL, batch: Batch, places: list[int]) -> Tensor | None:
+    """The saliency maps (n, H, W) of the training images at ``places``; None where the detector has none to show."""
+    if method.settings.saliency_maps is not None:
+        return None
+    entry, rows = DETECTORS[method.settings.detector], batch.index[places]
+    if entry.maps is not None:
+        return entry.maps(run.data.train.images[rows].clone())
+    if entry.kind == "masks" and run.data.train.masks is not None:
+        return run.data.train.masks[rows].float()
+    return None
