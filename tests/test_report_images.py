@@ -109,12 +109,13 @@ def test_the_box_that_is_shown_is_the_one_that_was_erased(trained: Trained) -> N
 
 
 def test_the_mixed_image_holds_the_foreground_inside_its_box_and_the_background_outside(trained: Trained) -> None:
-    run = remade(trained("concutmix", **ALWAYS))
+    run = remade(trained("concutmix", **ALWAYS, mix_alpha=2.0))
     assert isinstance(run.model.method, ConCutMix)
     for example in show_method(run).examples:
         background, foreground, mixed = example.shots
         assert mixed.box is not None
         top, bottom, left, right = mixed.box
+        assert (top, bottom) != (left, right), "or the order of the edges would not matter"
         expected = background.pixels.clone()
         expected[:, top:bottom, left:right] = foreground.pixels[:, top:bottom, left:right]
         assert torch.equal(mixed.pixels, expected)
