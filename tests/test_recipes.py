@@ -5,7 +5,7 @@ import pytest
 from longtail.cli import main
 from longtail.methods import METHODS
 from longtail.recipes import load_config, recipe, recipe_names, recipe_source
-from longtail.recipes.presets import PRESETS, TAU_OF_IMBALANCE, TUNED
+from longtail.recipes.presets import OF_IMBALANCE, PRESETS, TUNED
 
 
 def test_there_is_a_recipe_for_every_pair_of_a_preset_and_a_method() -> None:
@@ -14,7 +14,7 @@ def test_there_is_a_recipe_for_every_pair_of_a_preset_and_a_method() -> None:
 
 def test_tuned_entries_are_recipes_and_say_where_they_come_from() -> None:
     assert set(TUNED) <= set(recipe_names())
-    assert set(TAU_OF_IMBALANCE) <= set(TUNED)
+    assert set(OF_IMBALANCE) <= set(TUNED)
     for name in recipe_names():
         assert recipe_source(name) in ("paper", "authors' program", "ours (selected on val)", "untuned defaults")
         assert (recipe_source(name) == "untuned defaults") == (name not in TUNED)

@@ -93,7 +93,7 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate on one split, with what ``scoring`` leaves to be chosen chosen on val; raises DivergedError where a
     probability is not finite."""
-    val = None if data.val is None else data.val.to(images.images.device)
+    val = data.val.to(images.images.device) if data.val is not None and scoring.chooses else None
     chosen = choose_scoring(scoring, method, val, plain, data.stats.counts, stopped)
     probabilities = predict_probabilities(method, images.images, plain, data.stats.counts, chosen, stopped).numpy()
     if not np.isfinite(probabilities).all():

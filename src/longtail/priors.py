@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from longtail.data.tables import is_number
 from longtail.errors import ConfigError, unknown_name
 from longtail.losses import logit_adjustment
 from longtail.methods.base import Answers
@@ -102,7 +103,7 @@ def _from_file(path: Path) -> Prior:
             found = json.loads(text)
         else:
             rows = [row for row in csv.reader(text.splitlines()) if row]
-            if rows and not _is_number(rows[0][1]):
+            if rows and not is_number(rows[0][1]):
                 rows = rows[1:]
             found = {row[0]: _number(row[1], str(path)) for row in rows}
     except OSError as error:
@@ -116,15 +117,7 @@ def _from_file(path: Path) -> Prior:
     return found
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
 def _number(text: str, where: str) -> float:
-    if not _is_number(text):
+    if not is_number(text):
         raise ConfigError(f"'{text}' in the prior {where} is no number.", hint="Example: cat=0.3,dog=0.1")
     return float(text)

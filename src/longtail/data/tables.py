@@ -89,7 +89,7 @@ def _number_labels(rows: dict[str, list[Row]], problems: list[str]) -> list[str]
                 if _is_class_number(str(row.label).strip(), row.where, problems)
             ]
         return []
-    if all(_is_number(text) for text in texts):
+    if all(is_number(text) for text in texts):
         for row in everything:
             text = str(row.label).strip()
             if not re.fullmatch(r"-?[0-9]+", text, re.ASCII):
@@ -99,7 +99,8 @@ def _number_labels(rows: dict[str, list[Row]], problems: list[str]) -> list[str]
     return [] if words == texts else [f"some labels are numbers, but '{shown(some)}' is not: all are taken as text"]
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Whether Python reads the text as a number."""
     try:
         float(text)
     except ValueError:

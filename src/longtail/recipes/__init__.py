@@ -10,7 +10,7 @@ from longtail.config import Config, build_config
 from longtail.errors import ConfigError, unknown_name
 from longtail.layers import merge, parse_assignments, read_config_file
 from longtail.methods import METHODS
-from longtail.recipes.presets import MISLAS_OF_IMBALANCE, PRESETS, TAU_OF_IMBALANCE, TUNED
+from longtail.recipes.presets import OF_IMBALANCE, PRESETS, TUNED
 
 __all__ = ["load_config", "recipe", "recipe_names", "recipe_note", "recipe_source"]
 
@@ -50,9 +50,7 @@ def recipe(name: str, imbalance: float | None = None) -> dict[str, Any]:
         layers.append(TUNED[name].settings)
     values = merge(*layers)
     chosen = imbalance if imbalance is not None else values["data"].get("imbalance")
-    if chosen in TAU_OF_IMBALANCE.get(name, {}):
-        values["method"]["tau"] = TAU_OF_IMBALANCE[name][chosen]
-    return merge(values, {"method": MISLAS_OF_IMBALANCE.get(name, {}).get(chosen, {})})
+    return merge(values, {"method": OF_IMBALANCE.get(name, {}).get(chosen, {})})
 
 
 def load_config(target: str | Path | None, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Config:

@@ -41,10 +41,9 @@ _OWN: dict[str, Any] = {
     "optim": {"epochs": 100, "batch": 128, "lr": 0.1, "schedule": "cosine"},
 }
 
-# Image files of one's own, a few hundred to a few thousand of them on a laptop's CPU; nothing here was tuned. At 64
-# pixels a ResNet-20 takes about the time of torchvision's ResNet-18, with a fortieth of its weights to fit and to keep,
-# and two and a half times that of a ResNet-8. Batches of 32, so that 60 epochs of a few hundred images are still
-# several hundred steps. One cycle, as for the scenes, warms up by itself.
+# Image files of one's own, a few hundred to a few thousand of them on a laptop's CPU; nothing here was tuned. The
+# ResNet-20 has a fortieth of the weights of torchvision's ResNet-18 to fit and to keep. Batches of 32, so that 60 epochs
+# of a few hundred images are still several hundred steps. One cycle, as for the scenes, warms up by itself.
 _FILES: dict[str, Any] = {
     "data": {"size": 64},
     "views": {"classification": "crop-flip"},
@@ -90,7 +89,7 @@ _SMCL_CIFAR: dict[str, Any] = {
 }
 _SMCL_NOTE = "mu and masking are the paper's, the optimizer and views our reading"
 
-# The second stage in the program of MiSLAS; smoothing, rate and shift are in MISLAS_OF_IMBALANCE.
+# The second stage in the program of MiSLAS; smoothing, rate and shift are in OF_IMBALANCE.
 _MISLAS_CIFAR: dict[str, Any] = {
     "views": {"classification": "crop-flip"},
     "optim": {"epochs": 10, "batch": 128, "lr": 0.1, "weight_decay": 2e-4},
@@ -115,18 +114,14 @@ TUNED: dict[str, Tuned] = {
     "cifar100/mislas": Tuned(_MISLAS_CIFAR, "authors' program", _MISLAS_NOTE),
 }
 
-TAU_OF_IMBALANCE: dict[str, dict[float, float]] = {
-    "cifar100/concutmix": {100.0: 0.9, 50.0: 0.75, 10.0: 1.0},
-    "cifar10/concutmix": {100.0: 0.85, 50.0: 0.81, 10.0: 1.0},
-}
-"""The strength of logit adjustment that the ConCutMix authors chose for each imbalance (on the test set)."""
-
 
 def _mislas(head: float, tail: float, classifier_rate: float, shift: bool) -> dict[str, Any]:
     return {"smooth_head": head, "smooth_tail": tail, "classifier_rate": classifier_rate, "shift": shift}
 
 
-MISLAS_OF_IMBALANCE: dict[str, dict[float, dict[str, Any]]] = {
+OF_IMBALANCE: dict[str, dict[float, dict[str, Any]]] = {
+    "cifar100/concutmix": {100.0: {"tau": 0.9}, 50.0: {"tau": 0.75}, 10.0: {"tau": 1.0}},
+    "cifar10/concutmix": {100.0: {"tau": 0.85}, 50.0: {"tau": 0.81}, 10.0: {"tau": 1.0}},
     "cifar10/mislas": {
         100.0: _mislas(0.3, 0.0, 0.5, False),
         50.0: _mislas(0.2, 0.0, 0.2, False),
@@ -138,4 +133,5 @@ MISLAS_OF_IMBALANCE: dict[str, dict[float, dict[str, Any]]] = {
         10.0: _mislas(0.2, 0.0, 0.1, True),
     },
 }
-"""The settings of the second stage that the MiSLAS authors' program has for each imbalance; it has no val set."""
+"""``method.*`` that a source has for each imbalance: the ConCutMix authors' strength of logit adjustment (chosen on the
+test set), and the second stage of the MiSLAS authors' program (which has no val set)."""
