@@ -27,6 +27,12 @@ ROWS: dict[str, dict[str, Any]] = {
         "random": {"method.detector": "random"},
         "never": {"method.mask_probability": 0},
         "hard": {"method.variant": "B"},
+        "the rest": {
+            "method.fill": "noise",
+            "method.ties": "random",
+            "method.at_edge": "shift",
+            "method.mask_alpha": 0.5,
+        },
     },
 }
 SETTINGS = {
@@ -81,6 +87,24 @@ def test_what_is_begun_or_differs_earlier_shares_nothing(
     assert [[cell.labels[0] for cell in group] for group in found] == [["a", "c"]]
     run_config(plan_study(file, over).cells[2].config)
     assert SHARED["groups"](plan_study(file, over).cells) == []
+
+
+@pytest.mark.parametrize(
+    ("method", "word"),
+    [
+        ("smcl", "mu=0.1"),
+        ("smcl", "mask_start=0.5"),
+        ("smcl", "partner_sampler=shuffle"),
+        ("smcl", "contrastive_from=0.5"),
+        ("smcl", "forward_partner=true"),
+        ("concutmix", "rectify_start=0.2"),
+        ("concutmix", "mix_probability=1"),
+        ("concutmix", "beta=1"),
+    ],
+)
+def test_a_setting_that_is_read_from_the_start_parts_the_rows(method: str, word: str) -> None:
+    one, other = (load_config(f"cifar100/{method}", words) for words in ([], [f"method.{word}"]))
+    assert SHARED["shared_part"](one) != SHARED["shared_part"](other)
 
 
 def test_every_late_setting_is_one_of_its_method() -> None:

@@ -42,8 +42,8 @@ _OWN: dict[str, Any] = {
 }
 
 # Image files of one's own, a few hundred to a few thousand of them on a laptop's CPU; nothing here was tuned. The
-# ResNet-20 has a fortieth of the weights of torchvision's ResNet-18 to fit and to keep. Batches of 32, so that 60 epochs
-# of a few hundred images are still several hundred steps. One cycle, as for the scenes, warms up by itself.
+# ResNet-20 has a fortieth of the weights of torchvision's ResNet-18 to fit and to keep. Batches of 32, so that 60
+# epochs of a few hundred images are still several hundred steps. One cycle, as for the scenes, warms up by itself.
 _FILES: dict[str, Any] = {
     "data": {"size": 64},
     "views": {"classification": "crop-flip"},
