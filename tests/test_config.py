@@ -1,5 +1,6 @@
 """The configuration: what it takes, what it refuses and in which words, and what its key stands for."""
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -492,3 +493,10 @@ def test_a_path_is_absolute_so_that_the_config_holds_from_any_folder(
     config = load_config("npz/ce", [f"{key}=a.npz"])
     assert (config.data.path if key == "data.path" else config.init) == str(tmp_path / "a.npz")
     assert f"{key}=" in refusal("npz/ce", f"{key}=~nobody-of-this-name/a.npz").message
+
+
+def test_a_config_goes_through_pickle_so_that_other_processes_can_have_it() -> None:
+    config = load_config("scenes/smcl", ["method.mu=0.1", "seed=3"])
+    again = pickle.loads(pickle.dumps(config))
+    assert again == config
+    assert again.key() == config.key()

@@ -86,6 +86,10 @@ class Config(Settings):
         """As nested built-in types, complete, ready for YAML or JSON."""
         return self.model_dump(mode="json")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled by its values: the class of ``method`` is made when this module is imported and has no address."""
+        return build_config, (self.plain(),)
+
     def key(self, init: str | None = None) -> str:
         """A short digest of all that the result depends on: not the folder, nor how it is computed, but for precision.
 
