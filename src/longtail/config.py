@@ -33,12 +33,19 @@ NUMBERS_VERSION = 1
 
 
 class ViewSettings(Settings):
-    """``views.*``: the augmentation of each role, by name."""
+    """``views.*``: the augmentation of each role, by name, and the size of contrastive views."""
 
     classification: str = "crop-flip"
     """Augmentation of the view that is classified."""
     contrastive: str = "contrastive"
     """Augmentation of the views of a contrastive loss."""
+    contrastive_size: int | None = Field(None, ge=8)
+    """Side of those views in pixels; null is that of the images. Smaller ones cost less, with the square."""
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The augmentation of each role, and of images as they are."""
+        return {"classification": self.classification, "contrastive": self.contrastive, "plain": "plain"}
 
 
 def _named(name: str) -> type[Settings]:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from longtail.config import Config, differences
+from longtail.data.geometry import ResizedCrop
 from longtail.data.prepare import Prepared
-from longtail.data.views import View, build_view
+from longtail.data.views import VIEWS, View, build_view
 from longtail.detection import training_peaks
 from longtail.device import cpu_compiler, worth_compiling
 from longtail.errors import ConfigError, DataError
@@ -94,8 +95,23 @@ def build_views(config: Config, data: Prepared) -> dict[str, View]:
             f"The images of {data.name} are {height} x {size} pixels; only square ones can be trained on.",
             hint=f"data.size={max(8, min(height, size))} takes the square in the middle.",
         )
-    names = {**config.views.model_dump(), "plain": "plain"}
-    return {role: build_view(name, size, data.mean, data.std) for role, name in names.items()}
+    sizes = {"contrastive": contrastive_size(config, size)}
+    names = config.views.names
+    return {role: build_view(name, sizes.get(role, size), data.mean, data.std) for role, name in names.items()}
+
+
+def contrastive_size(config: Config, size: int) -> int:
+    """The side of contrastive views of images of ``size`` pixels; raises ConfigError where it cannot be had."""
+    wanted = config.views.contrastive_size or size
+    resizes = any(isinstance(stage, ResizedCrop) for stage in VIEWS[config.views.contrastive].stages(size, (0, 0, 0)))
+    if wanted != size and not resizes:
+        raise ConfigError(
+            f"views.contrastive_size={wanted} needs a view that resizes, and '{config.views.contrastive}' does not.",
+            hint="Choose views.contrastive=contrastive or resized-crop.",
+        )
+    if wanted > size:
+        raise ConfigError(f"views.contrastive_size={wanted} is more than the images' {size} pixels.")
+    return wanted
 
 
 def use_bfloat16(method: Method, device: torch.device) -> None:

@@ -119,7 +119,8 @@ def train(
     if config.run.precision == "bfloat16":
         use_bfloat16(method, device)
     if compiled:
-        method.compile_for(part_sizes(min(config.optim.batch, len(data.train)), config.optim)[0], size)
+        part = part_sizes(min(config.optim.batch, len(data.train)), config.optim)[0]
+        method.compile_for(part, size, views["contrastive"].size)
 
     state, step = RunState(), 0
     if overwrite:

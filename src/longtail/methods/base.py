@@ -63,6 +63,14 @@ class Method(nn.Module, abc.ABC):
         """How many batches of images a step sends through the network at once: the usual number first."""
         return (len(self.needs.views),)
 
-    def compile_for(self, batch: int, size: int) -> None:
-        """Compile the network for full training batches of ``batch`` images of ``size`` pixels, all views stacked."""
-        self.network.compile_for(*(torch.Size((stack * batch, 3, size, size)) for stack in self.stacks()))
+    def compile_for(self, batch: int, size: int, contrastive_size: int | None = None) -> None:
+        """Compile the network for full training batches of ``batch`` images of ``size`` pixels, all views stacked.
+
+        Contrastive views of another size are a stack of their own.
+        """
+        small = contrastive_size or size
+        apart = self.needs.views.count("contrastive") if small != size else 0
+        shapes = [torch.Size(((stack - apart) * batch, 3, size, size)) for stack in self.stacks()]
+        if apart:
+            shapes.append(torch.Size((apart * batch, 3, small, small)))
+        self.network.compile_for(*shapes)

@@ -82,9 +82,10 @@ class PaCo(Method):
     def stacks(self) -> tuple[int, ...]:
         return (1,)
 
-    def compile_for(self, batch: int, size: int) -> None:
-        super().compile_for(batch, size)
-        self.key_encoder.compile_for(torch.Size((batch, 3, size, size)))
+    def compile_for(self, batch: int, size: int, contrastive_size: int | None = None) -> None:
+        small = contrastive_size or size
+        self.network.compile_for(torch.Size((batch, 3, size, size)))
+        self.key_encoder.compile_for(torch.Size((batch, 3, small, small)))
 
     def forward(self, batch: Batch, at: Progress) -> StepOutput:
         own, labels = self.settings, batch.target

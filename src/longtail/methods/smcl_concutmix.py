@@ -127,7 +127,7 @@ class SMCLConCutMix(Method):
         views = [batch.views[0] if made is None else made.images, *batch.views[1:]]
         if made is not None and made.erased is not None:
             views.append(made.erased)
-        features = self.network.features(torch.cat(views))
+        features = self.network.features_of(*views)
         projected, centers = self.network.project(features), self.network.centers()
 
         logs: dict[str, Tensor] = {}

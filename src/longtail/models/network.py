@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal, TypeVar
 
 import torch
@@ -93,6 +94,25 @@ class Network(nn.Module):
         out: Tensor = self.backbone(images)
         return out
 
+    def features_of(self, *views: Tensor) -> Tensor:
+        """h of each view (B_v, 3, H_v, W_v), one under the other: views of one size go through together.
+
+        Views of another size than the first go alone, before it, and leave batch-norm's running statistics as they are:
+        those are for evaluation, of images of the first one's size.
+        """
+        sizes = dict.fromkeys(view.shape[-2:] for view in views)
+        if len(sizes) == 1:
+            return self.features(torch.cat(views))
+        found: dict[int, Tensor] = {}
+        for size in reversed(sizes):
+            numbers = [number for number, view in enumerate(views) if view.shape[-2:] == size]
+            stacked = torch.cat([views[number] for number in numbers])
+            with contextlib.nullcontext() if size == views[0].shape[-2:] else running_statistics_kept(self.backbone):
+                features = self.features(stacked)
+            parts = torch.split(features, [len(views[number]) for number in numbers])
+            found |= dict(zip(numbers, parts, strict=True))
+        return torch.cat([found[number] for number in range(len(views))])
+
     def logits(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) to logits (B, C), without any training offset."""
         out: Tensor = self.classifier(self.features(images))
@@ -109,6 +129,20 @@ class Network(nn.Module):
         assert self.center_head is not None, "this network was built without class centers"
         out: Tensor = self.center_head(self.classifier.weight)
         return out
+
+
+@contextlib.contextmanager
+def running_statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Batch-norm normalizes by its batch and does not remember it within the block."""
+    norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
 
 
 def stack_views(projected: Tensor, views: int) -> Tensor:

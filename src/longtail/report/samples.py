@@ -38,7 +38,7 @@ def show_method(run: Remade) -> Shown:
 def _views(run: Remade) -> Shown:
     at = next(run.late_steps())
     batch = run.loader.batch(at.step, with_partner=False)
-    names = run.model.config.views.model_dump() | {"plain": "plain"}
+    names = run.model.config.views.names
     number = [GROUPS.index(run.classes[k].group) for k in batch.target.tolist()]
     examples = []
     for place in sorted(range(len(number)), key=lambda i: (-number[i], i))[:EXAMPLES]:
