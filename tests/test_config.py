@@ -317,6 +317,7 @@ def test_twenty_epochs_shorten_the_schedule_of_two_hundred() -> None:
 KEPT_OUT = ["out=elsewhere", "data.path=moved.npz", "data.download=true"]
 KEPT_OUT += ["run.workers=2", "run.threads=3", "run.device=cpu", "run.compile=true", "run.checkpoint_minutes=1"]
 KEPT_OUT += ["run.stop_after_minutes=9", "data.root=moved", "data.val_path=moved.csv", "data.test_path=moved.csv"]
+KEPT_OUT += ["data.test_profile=all"]  # numbers beside the others, which stay
 
 
 @pytest.mark.parametrize("word", KEPT_OUT)
@@ -333,7 +334,8 @@ CHANGES += [
     "data.groups=[50, 10]",
     "data.allow_empty=true",
 ]
-CHANGES += ["views.classification=autoaugment", "views.contrastive=autoaugment", "model.backbone=resnet20"]
+CHANGES += ["views.classification=autoaugment", "views.contrastive=autoaugment", "views.contrastive_size=16"]
+CHANGES += ["model.backbone=resnet20"]
 CHANGES += ["model.classifier=cosine", "method.name=bcl", "method.tau=0.5", "method.omega=0.5"]
 CHANGES += ["optim.epochs=3", "optim.batch=4", "optim.lr=0.01", "optim.schedule=step", "optim.warmup_epochs=2"]
 CHANGES += ["optim.milestones=[0.1]", "optim.decay=0.2", "optim.momentum=0.5", "optim.nesterov=true"]

@@ -128,6 +128,7 @@ MOVABLE = (
     "data.root",
     "data.val_path",
     "data.test_path",
+    "data.test_profile",
     "run.device",
     "run.threads",
     *(f"test.{name}" for name in ScoringSettings.model_fields),

@@ -110,7 +110,7 @@ class Config(Settings):
                 kept[group] = _changed(values)
         if self.run.precision != RunSettings().precision:
             kept["run"] = {"precision": self.run.precision}
-        for name in ("path", "root", "val_path", "test_path", "download"):
+        for name in ("path", "root", "val_path", "test_path", "download", "test_profile"):
             kept["data"].pop(name, None)
         if kept["method"].get("saliency_maps"):
             kept["method"]["saliency_maps"] = _content_of(Path(kept["method"]["saliency_maps"]))

@@ -180,6 +180,11 @@ def evaluation_table(numbers: Mapping[str, Any], which: str, split: str, images:
     for name, value in numbers.items():
         if name == "test":  # settings, which are said in words
             continue
+        if name == "test_profiles":
+            for profile, accuracy in value.items():
+                table.add_row(f"top-1, {profile}", percent(accuracy["top1"]))
+                table.add_row(f"top-1, {profile}, prior known", percent(accuracy["prior_known"]))
+            continue
         for inner, number in value.items() if isinstance(value, Mapping) else [(None, value)]:
             shown = name if inner is None else f"{name}: {inner}"
             table.add_row(shown.replace("top1", "top-1").replace("_", " "), percent(number))

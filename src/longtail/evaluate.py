@@ -31,6 +31,7 @@ from longtail.metrics import (
     per_class_accuracy,
     thirds,
 )
+from longtail.profiles import under_profiles
 from longtail.scoring import AS_TRAINED, Scoring, ScoringSettings, choose_scoring, score
 
 UNCHANGED = ScoringSettings()
@@ -46,6 +47,7 @@ class Evaluation:
     backgrounds: dict[str, float | None] | None
     thirds: dict[str, float | None]
     scoring: Scoring = AS_TRAINED
+    profiles: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
 
     @property
     def predicted(self) -> NDArray[np.int64]:
@@ -54,13 +56,15 @@ class Evaluation:
         return found
 
     def numbers(self) -> dict[str, Any]:
-        """The metrics by name; head/middle/tail thirds where a group is empty; backgrounds where they are known;
-        and what ``test.*`` came to where it is not the default."""
+        """The metrics by name; head/middle/tail thirds where a group is empty; backgrounds where they are known; other
+        test distributions where they were asked for; and what ``test.*`` came to where it is not the default."""
         numbers: dict[str, Any] = dict(self.metrics.as_dict())
         if None in (self.metrics.many, self.metrics.medium, self.metrics.few):
             numbers["thirds"] = self.thirds
         if self.backgrounds is not None:
             numbers["backgrounds"] = self.backgrounds
+        if self.profiles:
+            numbers["test_profiles"] = self.profiles
         if self.scoring != AS_TRAINED:
             numbers["test"] = self.scoring.described()
         return numbers
@@ -98,7 +102,10 @@ def evaluate(
     probabilities = predict_probabilities(method, images.images, plain, data.stats.counts, chosen, stopped).numpy()
     if not np.isfinite(probabilities).all():
         raise DivergedError("The network's probabilities are not finite.", hint="Lower optim.lr.")
-    return dataclasses.replace(evaluation_of(probabilities, images, data, groups), scoring=chosen)
+    found = evaluation_of(probabilities, images, data, groups)
+    answers_for = chosen.answers_for(method.answers_for)
+    profiles = under_profiles(data.test_profile, probabilities, found.targets, data.stats.counts, answers_for)
+    return dataclasses.replace(found, scoring=chosen, profiles=profiles)
 
 
 def evaluation_of(

@@ -63,13 +63,8 @@ class Model:
 
     @property
     def answers_for(self) -> Answers:
-        """The class prior that the probabilities are for where none is asked for.
-
-        That of the method, or uniform where ``test.tau`` (of a half or more, as the prior is nearer to the one or the
-        other) or ``test.tau_norm`` was used to answer for classes alike.
-        """
-        scoring = self.scoring
-        return "uniform" if max(scoring.tau, scoring.tau_norm) >= 0.5 else self.method.answers_for
+        """The class prior that the probabilities are for where none is asked for: :meth:`Scoring.answers_for`."""
+        return self.scoring.answers_for(self.method.answers_for)
 
     def predict(self, images: Images, prior: Prior | None = None) -> NDArray[np.float32]:
         """Probabilities (N, C): softmax of the logits without the training offset, as the run's ``test.*`` have it.

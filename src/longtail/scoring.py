@@ -22,6 +22,7 @@ from longtail.data.views import View
 from longtail.errors import ConfigError
 from longtail.losses import logit_adjustment
 from longtail.methods import Method
+from longtail.methods.base import Answers
 from longtail.models.heads import LinearClassifier
 from longtail.settings import Settings
 
@@ -84,6 +85,14 @@ class Scoring:
         """What differs from the defaults, by name; empty for a network that answers as it was trained."""
         plain = asdict(AS_TRAINED)
         return {name: value for name, value in asdict(self).items() if value != plain[name]}
+
+    def answers_for(self, own: Answers) -> Answers:
+        """The class prior of the probabilities of a method whose logits answer for ``own``.
+
+        Uniform where ``tau`` (of a half or more, as the prior is nearer to the one or the other) or ``tau_norm`` was
+        used to answer for classes alike.
+        """
+        return "uniform" if max(self.tau, self.tau_norm) >= 0.5 else own
 
     def logits(self, method: Method, images: Tensor, log_prior: Tensor) -> Tensor:
         """Normalized images (B, 3, H, W) and the log prior (C,) to logits (B, C)."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from longtail.data.files import Say, load_files
 from longtail.data.images import Source
 from longtail.data.prepare import Prepared, prepare
@@ -45,13 +47,13 @@ def open_source(settings: DataSettings, source: Source | None = None, say: Say |
 
 def cut(source: Source, settings: DataSettings) -> Prepared:
     """Cut the long tail that ``data.*`` asks for from ``source``, and settle the splits."""
-    if settings.name == "scenes":
-        return prepare(source, imbalance=None, val=settings.val, allow_empty=settings.allow_empty)
-    return prepare(
+    already = settings.name == "scenes"  # their tail is planted with them
+    prepared = prepare(
         source,
-        imbalance=settings.imbalance,
+        imbalance=None if already else settings.imbalance,
         profile=settings.profile,
-        subset_seed=settings.subset_seed,
+        subset_seed=0 if already else settings.subset_seed,
         val=settings.val,
         allow_empty=settings.allow_empty,
     )
+    return dataclasses.replace(prepared, test_profile=settings.test_profile)

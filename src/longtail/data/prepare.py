@@ -42,6 +42,8 @@ class Prepared:
     notes: list[str]
     fingerprint: str
     background_names: list[str] | None = None
+    test_profile: tuple[str, ...] = ()
+    """The test distributions that accuracy is reported under, beside that of the test set."""
 
     @property
     def selected_on(self) -> EvaluatedOn:

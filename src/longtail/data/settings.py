@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -13,6 +14,10 @@ FILES = ("folder", "list", "csv")
 """Data sets of image files."""
 
 DATA_NAMES = ("scenes", "cifar10", "cifar100", "fashion-mnist", "npz", "arrays", *FILES)
+
+_RATIOS = (50, 25, 10, 5, 2)
+ALL_PROFILES = (*(f"forward-{ratio}" for ratio in _RATIOS), "uniform", *(f"backward-{r}" for r in reversed(_RATIOS)))
+"""The test distributions of LADE and SADE (arXiv 2012.00321, 2107.09249), from like training to the opposite."""
 
 WITHOUT_PATH = ("scenes", "arrays")
 
@@ -50,6 +55,8 @@ class DataSettings(Settings):
     """Images a class kept from training to select on."""
     groups: tuple[int, int] = (100, 20)
     """Many-shot above the first count of training images, few-shot below the second."""
+    test_profile: tuple[str, ...] = ()
+    """Test distributions to report accuracy under: uniform, forward-R, backward-R (R: 1 or more), or all."""
     size: int | None = Field(None, ge=8, le=1024)
     """Resize the images to this many pixels; null keeps their own."""
     download: bool = False
@@ -62,6 +69,25 @@ class DataSettings(Settings):
     def _ordered(cls, value: tuple[int, int]) -> tuple[int, int]:
         if not value[0] >= value[1] >= 0:
             raise ValueError("must be [many above this count, few below this count], e.g. [100, 20]")
+        return value
+
+    @field_validator("test_profile", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        if value == "all":
+            return ALL_PROFILES
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("test_profile")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            direction, dash, ratio = name.partition("-")
+            ratio_fits = bool(re.fullmatch(r"[0-9]{1,9}(\.[0-9]+)?", ratio)) and float(ratio) >= 1
+            if name != "uniform" and not (direction in ("forward", "backward") and dash and ratio_fits):
+                raise ValueError(
+                    "must be uniform, forward-R or backward-R with R of 1 or more, or all: e.g. forward-50"
+                )
         return value
 
 
