@@ -329,6 +329,7 @@ CHANGES += [
     "data.subset_seed=1",
     "data.size=16",
     "data.val=5",
+    "data.held_out=0",
     "data.groups=[50, 10]",
     "data.allow_empty=true",
 ]

@@ -53,5 +53,6 @@ def cut(source: Source, settings: DataSettings) -> Prepared:
         profile=settings.profile,
         subset_seed=settings.subset_seed,
         val=settings.val,
+        held_out=settings.held_out,
         allow_empty=settings.allow_empty,
     )
