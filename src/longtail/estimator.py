@@ -185,6 +185,8 @@ class LongTailClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if not asked:
             once = config.run.model_copy(update={"evaluate_every": config.optim.epochs})
             config = config.model_copy(update={"run": once})
+        if self.which not in ("last", "best"):
+            raise ConfigError(f"which={self.which!r}: there are 'last' and 'best'.")
         if self.which == "best" and not config.data.val:
             raise ConfigError(
                 "which='best' needs images that choose.", hint="Keep some of each class: settings={'data.val': 5}"
