@@ -23,7 +23,7 @@ LAYERS = [
     ["methods"],
     ["config", "training_settings", "device", "scoring"],
     ["rundir", "optim", "averaging", "updating", "recipes"],
-    ["state", "evaluate", "interrupts", "listeners"],
+    ["state", "evaluate", "interrupts", "listeners", "trackers"],
     ["detection"],
     ["starting", "description"],
     ["training", "priors", "predict", "predicting", "card", "export", "explain", "report"],

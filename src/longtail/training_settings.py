@@ -90,3 +90,9 @@ class RunSettings(Settings):
     """Programs that are shown the epochs beside the run's own files: tensorboard, wandb, mlflow."""
     stop_after_minutes: float | None = Field(None, gt=0)
     """Save and end with exit code 75 once a start has taken this long, to go on with --resume; null has no limit."""
+
+    @field_validator("trackers", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        """``run.trackers=tensorboard`` and ``tensorboard,wandb`` are lists too."""
+        return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
