@@ -278,6 +278,7 @@ def test_mlflow_keeps_each_epoch_of_a_resumed_run_once_in_the_run_folder(tiny_np
     number = read_json(tmp_path / "run" / "trackers.json")["mlflow"]["run"]
     history = client.get_metric_history(number, "train/loss")
     assert [(point.step, point.value) for point in history] == [(row["step"], row["loss"]) for row in rows]
+    assert [point.step for point in client.get_metric_history(number, "step/loss")] == [1, 2, 4, 5, 7, 8]
     run = client.get_run(number)
     assert run.info.status == "FINISHED"
     assert run.data.params["optim.epochs"] == "3"
@@ -306,6 +307,66 @@ def test_wandb_writes_offline_into_the_run_folder(tiny_npz: Path, tmp_path: Path
     for name in (b"train/loss", b"test/top1", b"last/top1"):
         wait_until(lambda name=name: name in written.read_bytes())  # another process writes it
     assert capfd.readouterr() == ("", "")
+
+
+class FakeMLflow(types.ModuleType):
+    """As much of ``mlflow.tracking`` as is used; the module is its own client."""
+
+    def __init__(self) -> None:
+        super().__init__("mlflow.tracking")
+        self.uris: list[str] = []
+        self.made = 0
+        self.points: dict[str, list[types.SimpleNamespace]] = {}
+        self.params: dict[str, Any] = {}
+        self.states: list[str] = []
+
+    def MlflowClient(self, tracking_uri: str) -> FakeMLflow:  # noqa: N802
+        self.uris.append(tracking_uri)
+        return self
+
+    def get_experiment_by_name(self, name: str) -> None: ...
+    def set_tag(self, run: str, key: str, value: str) -> None: ...
+
+    def create_experiment(self, name: str) -> str:
+        return name
+
+    def create_run(self, experiment: str, run_name: str) -> types.SimpleNamespace:
+        self.made += 1
+        return types.SimpleNamespace(info=types.SimpleNamespace(run_id=f"{experiment}-{self.made}"))
+
+    def get_run(self, run: str) -> types.SimpleNamespace:
+        return types.SimpleNamespace(data=types.SimpleNamespace(metrics=self.points))
+
+    def get_metric_history(self, run: str, name: str) -> list[types.SimpleNamespace]:
+        return self.points[name]
+
+    def log_param(self, run: str, key: str, value: Any) -> None:
+        assert key not in self.params, "a parameter is logged once"
+        self.params[key] = value
+
+    def log_metric(self, run: str, name: str, value: float, step: int = 0) -> None:
+        assert run == "longtail-1"
+        self.points.setdefault(name, []).append(types.SimpleNamespace(step=step, value=value))
+
+    def update_run(self, run: str, status: str) -> None:
+        self.states.append(status)
+
+    def set_terminated(self, run: str, status: str) -> None:
+        self.states.append(status)
+
+
+def test_mlflow_goes_on_with_its_run_and_logs_no_step_twice(
+    tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeMLflow()
+    monkeypatch.setitem(sys.modules, "mlflow", types.ModuleType("mlflow"))
+    monkeypatch.setitem(sys.modules, "mlflow.tracking", fake)
+    rows = stopped_and_resumed(tiny_npz, tmp_path / "run", "mlflow")
+    assert fake.uris == [(tmp_path / "run" / "mlruns").as_uri()] * 2
+    assert fake.states == ["KILLED", "RUNNING", "FINISHED"]
+    assert [point.step for point in fake.points["step/loss"]] == [1, 2, 4, 5, 7, 8]
+    assert [point.value for point in fake.points["train/loss"]] == [row["loss"] for row in rows]
+    assert fake.params["optim.epochs"] == 3
 
 
 class FakeWandB(types.ModuleType):
