@@ -316,7 +316,13 @@ def test_twenty_epochs_shorten_the_schedule_of_two_hundred() -> None:
 
 KEPT_OUT = ["out=elsewhere", "data.path=moved.npz", "data.download=true"]
 KEPT_OUT += ["run.workers=2", "run.threads=3", "run.device=cpu", "run.compile=true", "run.checkpoint_minutes=1"]
-KEPT_OUT += ["run.stop_after_minutes=9", "data.root=moved", "data.val_path=moved.csv", "data.test_path=moved.csv"]
+KEPT_OUT += [
+    "run.trackers=[wandb]",
+    "run.stop_after_minutes=9",
+    "data.root=moved",
+    "data.val_path=moved.csv",
+    "data.test_path=moved.csv",
+]
 KEPT_OUT += ["data.test_profile=all"]  # numbers beside the others, which stay
 
 
@@ -331,6 +337,7 @@ CHANGES += [
     "data.subset_seed=1",
     "data.size=16",
     "data.val=5",
+    "data.held_out=0",
     "data.groups=[50, 10]",
     "data.allow_empty=true",
 ]
@@ -426,7 +433,15 @@ def test_two_configs_differ_by_the_key_that_was_changed(word: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "word", ["out=x", "run.workers=2", "run.threads=3", "run.checkpoint_minutes=1", "run.stop_after_minutes=9"]
+    "word",
+    [
+        "out=x",
+        "run.workers=2",
+        "run.threads=3",
+        "run.trackers=wandb",
+        "run.checkpoint_minutes=1",
+        "run.stop_after_minutes=9",
+    ],
 )
 def test_where_and_how_fast_a_run_goes_is_no_difference(word: str) -> None:
     assert differences(load_config("npz/ce"), load_config("npz/ce", [word])) == []

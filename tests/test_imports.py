@@ -23,12 +23,12 @@ LAYERS = [
     ["methods"],
     ["config", "training_settings", "device", "scoring"],
     ["rundir", "optim", "averaging", "updating", "recipes"],
-    ["state", "priors", "profiles", "evaluate", "interrupts", "listeners"],
+    ["state", "priors", "profiles", "evaluate", "interrupts", "listeners", "trackers"],
     ["detection"],
     ["starting", "description"],
     ["training", "predict", "predicting", "card", "export", "explain", "report"],
     ["api", "display", "importers"],
-    ["study"],
+    ["study", "inputs", "estimator"],
     ["taking_away"],
     ["data_commands"],
     ["cli"],
@@ -162,9 +162,9 @@ for words in (["--help"], ["train", "--help"], ["eval", "--help"], ["report", "-
 
 
 def test_the_public_names_are_there_and_nothing_else_is() -> None:
-    assert set(longtail.__all__) == {"Model", "Run", "__version__", "load", "train"}
+    assert set(longtail.__all__) == {"LongTailClassifier", "Model", "Run", "__version__", "load", "train"}
     importlib.import_module("longtail.training")  # a module must not stand in the way of a public name
-    for name in ("train", "load", "Run", "Model"):
+    for name in ("train", "load", "Run", "Model", "LongTailClassifier"):
         assert callable(getattr(longtail, name))
         assert callable(getattr(longtail, name)), "the second use"
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

@@ -66,6 +66,22 @@ def test_nothing_to_hold_out_is_refused() -> None:
         prepare(source([1, 1, 1]), imbalance=None)
 
 
+def test_another_share_is_held_out_where_it_is_asked_for_and_never_a_whole_class() -> None:
+    made = prepare(source([50, 10, 3, 2, 1]), imbalance=None, held_out=0.9)
+    assert made.evaluation.counts(5) == [45, 9, 2, 1, 0]
+    assert made.stats.counts == [5, 1, 1, 1, 1]
+
+
+def test_with_nothing_held_out_the_images_trained_on_are_reported_as_such() -> None:
+    made = prepare(source([50, 10, 3]), imbalance=None, held_out=0)
+    assert (made.evaluated_on, made.selected_on) == ("train", "train")
+    assert made.stats.counts == made.evaluation.counts(3) == [50, 10, 3]
+    assert "the training images are reported" in made.notes[0]
+    with_val = prepare(source([50, 10, 3]), imbalance=None, held_out=0, val=2)
+    assert (with_val.evaluated_on, with_val.selected_on) == ("train", "val")
+    assert with_val.stats.counts == with_val.evaluation.counts(3) == [48, 8, 1]
+
+
 def test_the_tail_is_cut_after_the_held_out_part_is_taken() -> None:
     made = prepare(source([50] * 4), imbalance=10)
     assert made.evaluation.counts(4) == [10] * 4

@@ -10,12 +10,19 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from longtail.api import Run as Run
     from longtail.api import train as train
+    from longtail.estimator import LongTailClassifier as LongTailClassifier
     from longtail.predict import Model as Model
     from longtail.predict import load as load
 
-_PUBLIC = {"train": "longtail.api", "Run": "longtail.api", "load": "longtail.predict", "Model": "longtail.predict"}
+_PUBLIC = {
+    "LongTailClassifier": "longtail.estimator",
+    "Model": "longtail.predict",
+    "Run": "longtail.api",
+    "load": "longtail.predict",
+    "train": "longtail.api",
+}
 
-__all__ = ["Model", "Run", "__version__", "load", "train"]
+__all__ = ["LongTailClassifier", "Model", "Run", "__version__", "load", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -44,6 +44,7 @@ class Model:
 
     def __init__(self, method: Method, config: Config, described: Mapping[str, Any], which: str, folder: Path) -> None:
         self.method, self.config, self.which, self.folder = method.eval(), config, which, folder
+        self.described = dict(described)
         self.class_names: list[str] = list(described["data"]["class_names"])
         self.class_counts: list[int] = list(described["class_counts"])
         self.size = int(described["image_size"])
@@ -65,6 +66,14 @@ class Model:
     def answers_for(self) -> Answers:
         """The class prior that the probabilities are for where none is asked for: :meth:`Scoring.answers_for`."""
         return self.scoring.answers_for(self.method.answers_for)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled whole, with the weights that answers depend on, so that it lives without its folder."""
+        needed = {name: self.described[name] for name in ("class_counts", "image_size", "normalization")}
+        described = needed | {"data": {"class_names": self.class_names}}
+        state = self.method.state_dict()
+        tensors = {name: value.to("cpu", copy=True) for name, value in state.items() if not training_only(name)}
+        return _restored, (self.config.plain(), described, tensors, self.which, str(self.folder), self.scoring)
 
     def predict(self, images: Images, prior: Prior | None = None) -> NDArray[np.float32]:
         """Probabilities (N, C): softmax of the logits without the training offset, as the run's ``test.*`` have it.
@@ -118,6 +127,23 @@ def load(run: str | Path, which: str = "last", device: str = "auto") -> Model:
     return Model(method, config, described, which, folder.path)
 
 
+def _restored(
+    config: dict[str, Any],
+    described: dict[str, Any],
+    tensors: dict[str, Tensor],
+    which: str,
+    folder: str,
+    scored: Scoring,
+) -> Model:
+    """A model out of a pickle, on the device that ``auto`` takes where it is unpickled."""
+    built = build_config(config)
+    method = build_method(built, described["class_counts"], int(described["image_size"]))
+    method.load_state_dict(tensors, strict=False)
+    model = Model(method.to(resolve_device("auto")), built, described, which, Path(folder))
+    model.scoring = scored
+    return model
+
+
 def training_only(name: str) -> bool:
     """Whether a tensor of this name serves training alone, so that an export leaves it out."""
     return name.startswith(TRAINING_ONLY)
@@ -148,13 +174,31 @@ def _load_exported(folder: Path, which: str, device: str) -> Model:
     return Model(method, config, about | {"data": about}, about["weights"], folder)
 
 
-def as_uint8(images: Images, size: int) -> Tensor:
-    """Any of the accepted kinds of images as one (N, 3, size, size) uint8 tensor."""
-    if isinstance(images, list | tuple):
-        if not images:
-            raise DataError("There are no images to predict.")
-        return torch.cat([middle_square(_planes(_one(image)), size) for image in images])
-    return middle_square(_planes(images), size)
+def as_uint8(images: Images, size: int | None) -> Tensor:
+    """Any of the accepted kinds of images as one (N, 3, size, size) uint8 tensor.
+
+    ``size`` None keeps their own, which then has to be one, and square. Raises DataError.
+    """
+    if not isinstance(images, list | tuple):
+        return _fitted(_planes(images), size)
+    if not images:
+        raise DataError("There are no images.")
+    parts = [_fitted(_planes(_one(image)), size) for image in images]
+    if len({part.shape for part in parts}) > 1:
+        raise DataError("The images differ in size.", hint="Say what to bring them to: size=32")
+    return torch.cat(parts)
+
+
+def _fitted(planes: Tensor, size: int | None) -> Tensor:
+    height, width = planes.shape[2:]
+    if size is not None:
+        return middle_square(planes, size)
+    if height != width:
+        raise DataError(
+            f"Images of {height} x {width} pixels are not square.",
+            hint=f"size={min(height, width)} takes the square in the middle.",
+        )
+    return planes.contiguous()
 
 
 def _planes(images: Any) -> Tensor:
@@ -162,7 +206,7 @@ def _planes(images: Any) -> Tensor:
     stacked = _tensor(images)
     shape = tuple(stacked.shape)
     if 0 in shape:
-        raise DataError(f"There are no pixels to predict from: shape {shape}.")
+        raise DataError(f"There are no pixels in images of shape {shape}.")
     # (H, W, 3) would pass for H gray images, each 3 pixels wide.
     single = stacked.ndim == 3 and stacked.shape[-1] in (1, 3)
     if stacked.ndim == 3:

@@ -21,7 +21,7 @@ from longtail.errors import EXIT_SIGTERM, ConfigError, DivergedError, RunError, 
 from longtail.evaluate import Evaluation, describe, evaluate, write_per_class, write_predictions
 from longtail.files import read_json, write_json
 from longtail.interrupts import locked, memory_errors, stop_signals
-from longtail.listeners import Listener, Silent
+from longtail.listeners import Both, Listener, Silent
 from longtail.optim import build_optimizer, lr_at
 from longtail.rundir import Checkpoint, RunDir
 from longtail.scoring import EvaluationStoppedError
@@ -45,6 +45,7 @@ from longtail.state import (
     shown_tensors,
     snapshot,
 )
+from longtail.trackers import Trackers
 from longtail.updating import part_sizes, update, wants_partner
 
 
@@ -70,6 +71,8 @@ def train(
         raise ConfigError("--resume and --overwrite exclude each other.")
     began = time.monotonic()
     listener = listener or Silent()
+    trackers = Trackers(config.run.trackers, listener.said)
+    listener = Both(listener, trackers)
     run = RunDir(config.out or default_out(config))
     config = config.model_copy(update={"out": str(run.path)})
 
@@ -126,7 +129,7 @@ def train(
     if overwrite:
         run.delete()
     run.create()
-    with locked(run), memory_errors(), stop_signals() as stop:
+    with locked(run), memory_errors(), stop_signals() as stop, trackers:
         if resuming:
             checkpoint = run.load_checkpoint()
             for warning in run.warnings:

@@ -61,6 +61,9 @@ class OptimSettings(Settings):
         return times
 
 
+TrackerName = Literal["tensorboard", "wandb", "mlflow"]
+
+
 class RunSettings(Settings):
     """``run.*``: how it is computed.
 
@@ -83,5 +86,13 @@ class RunSettings(Settings):
     """Save at least this often, besides every epoch's end."""
     evaluate_every: int = Field(1, ge=1)
     """Evaluate after every so many epochs, and after the last."""
+    trackers: tuple[TrackerName, ...] = ()
+    """Programs that are shown the epochs beside the run's own files: tensorboard, wandb, mlflow."""
     stop_after_minutes: float | None = Field(None, gt=0)
     """Save and end with exit code 75 once a start has taken this long, to go on with --resume; null has no limit."""
+
+    @field_validator("trackers", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        """``run.trackers=tensorboard`` and ``tensorboard,wandb`` are lists too."""
+        return [name.strip() for name in value.split(",")] if isinstance(value, str) else value

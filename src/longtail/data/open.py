@@ -54,6 +54,7 @@ def cut(source: Source, settings: DataSettings) -> Prepared:
         profile=settings.profile,
         subset_seed=0 if already else settings.subset_seed,
         val=settings.val,
+        held_out=settings.held_out,
         allow_empty=settings.allow_empty,
     )
     return dataclasses.replace(prepared, test_profile=settings.test_profile)

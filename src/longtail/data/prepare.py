@@ -13,12 +13,11 @@ from torch import Tensor
 from longtail.data.arrays import pixel_statistics
 from longtail.data.images import ImageSet, Source
 from longtail.data.longtail import ClassStats, class_counts, hold_out_validation, subsample
+from longtail.data.settings import HELD_OUT
 from longtail.errors import ConfigError, DataError
 from longtail.rng import numpy_generator
 
-HELD_OUT_FRACTION = 0.2
-
-EvaluatedOn = Literal["test", "val", "held-out"]
+EvaluatedOn = Literal["test", "val", "held-out", "train"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,14 +57,16 @@ def prepare(
     profile: str = "exp",
     subset_seed: int = 0,
     val: int = 0,
+    held_out: float = HELD_OUT,
     allow_empty: bool = False,
 ) -> Prepared:
     """Cut the long tail and settle the splits.
 
     ``imbalance`` None keeps the source's own distribution; a number cuts ``profile`` down from the largest class.
     ``val`` takes that many images a class from training for selection. A test split is reported, and the source's
-    own val then selects; with val only, it is reported as val; with neither, a stratified fifth of the training
-    images is held out first, before the tail is cut, and reported as held-out.
+    own val then selects; with val only, it is reported as val; with neither, a stratified ``held_out`` of the training
+    images is held out first, before the tail is cut, and reported as held-out. With ``held_out`` 0 nothing is, and the
+    images that are trained on are reported, as train.
     Raises :class:`ConfigError` if ``val`` is negative or the source has a val split of its own, :class:`DataError`
     for too few images, or classes without a training image unless ``allow_empty``.
     """
@@ -84,8 +85,11 @@ def prepare(
     if evaluation is None and source.val is not None:
         evaluation, evaluated_on, selection = source.val, "val", None
         notes.append(f"{source.name} has no test split: its val split is reported, as val")
+    elif evaluation is None and held_out == 0:
+        evaluated_on = "train"
+        notes.append(f"{source.name} has neither test nor val, and none is held out: the training images are reported")
     elif evaluation is None:
-        kept, held = _hold_out(pool, len(names), subset_seed)
+        kept, held = _hold_out(pool, len(names), held_out, subset_seed)
         pool, evaluation, evaluated_on = pool.subset(kept), pool.subset(held), "held-out"
         notes.append(f"{source.name} has neither test nor val: {len(held)} training images are held out and reported")
     chosen, unused = _cut(pool, names, imbalance, profile, subset_seed)
@@ -95,6 +99,7 @@ def prepare(
         notes += said
     # Most sources are used whole; indexing would copy them once more.
     train = pool if imbalance is None and not val else pool.subset(chosen)
+    reported = train if evaluation is None else evaluation
     counts = train.counts(len(names))
     notes += check_classes(counts, names, allow_empty)
     mean, std = (
@@ -105,13 +110,13 @@ def prepare(
         class_names=names,
         train=train,
         val=selection,
-        evaluation=evaluation,
+        evaluation=reported,
         evaluated_on=evaluated_on,
         stats=ClassStats(counts),
         mean=mean,
         std=std,
         notes=notes,
-        fingerprint=_fingerprint(names, train, selection, evaluation),
+        fingerprint=_fingerprint(names, train, selection, reported),
         background_names=None if source.background_names is None else list(source.background_names),
     )
 
@@ -145,12 +150,12 @@ def _cut(pool: ImageSet, names: list[str], imbalance: float | None, profile: str
     return subsample(pool.labels, counts, seed, class_names=names)
 
 
-def _hold_out(pool: ImageSet, classes: int, seed: int) -> tuple[Tensor, Tensor]:
-    """(kept, held) indices: a fifth of each class, at least one image of a class that has two or more."""
+def _hold_out(pool: ImageSet, classes: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """(kept, held) indices: a share of each class, at least one image held and one kept where there are two or more."""
     held = []
     for k in range(classes):
         mine = torch.nonzero(pool.labels == k).flatten()
-        share = max(1, round(HELD_OUT_FRACTION * len(mine))) if len(mine) > 1 else 0
+        share = min(max(1, round(fraction * len(mine))), len(mine) - 1) if len(mine) > 1 else 0
         order = numpy_generator(seed, "held-out", k).permutation(len(mine))
         held.append(mine[torch.from_numpy(order[:share])])
     taken = torch.cat(held).sort().values

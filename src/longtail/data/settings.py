@@ -21,6 +21,9 @@ ALL_PROFILES = (*(f"forward-{ratio}" for ratio in _RATIOS), "uniform", *(f"backw
 
 WITHOUT_PATH = ("scenes", "arrays")
 
+HELD_OUT = 0.2
+"""Share of each class that is held out and reported where a source has neither test nor val."""
+
 
 class DataSettings(Settings):
     """``data.*``: which images, and which long tail is cut from them."""
@@ -53,6 +56,8 @@ class DataSettings(Settings):
     """Share of a digit of another class in every image of the scenes."""
     val: int = Field(0, ge=0)
     """Images a class kept from training to select on."""
+    held_out: float = Field(HELD_OUT, ge=0, lt=1)
+    """Share of each class held out and reported where there is neither test nor val; 0 reports the training images."""
     groups: tuple[int, int] = (100, 20)
     """Many-shot above the first count of training images, few-shot below the second."""
     test_profile: tuple[str, ...] = ()
