@@ -47,7 +47,11 @@ def test_the_main_recipe_is_that_of_the_authors() -> None:
         "dim": 128,
     }
     assert config.model.model_dump() == {"backbone": "resnet32", "classifier": "linear"}
-    assert config.views.model_dump() == {"classification": "autoaugment", "contrastive": "contrastive"}
+    assert config.views.model_dump() == {
+        "classification": "autoaugment",
+        "contrastive": "contrastive",
+        "contrastive_size": None,
+    }
     optim = config.optim
     assert (optim.epochs, optim.batch, optim.lr, optim.schedule) == (200, 256, 0.15, "step")
     assert (optim.momentum, optim.nesterov, optim.weight_decay, optim.decay) == (0.9, False, 5e-4, 0.1)
