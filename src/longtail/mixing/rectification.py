@@ -55,7 +55,7 @@ def rectify_labels(
         )
     semantic = semantic_labels(features, centers, topk)
     gamma = rectification_confidence(labels, counts, scale).to(semantic.dtype)[:, None]
-    return (gamma * semantic + (1.0 - gamma) * labels).to(labels.dtype)
+    return (semantic.mul_(gamma) + (1.0 - gamma) * labels).to(labels.dtype)
 
 
 @torch.no_grad()
@@ -86,18 +86,18 @@ def semantic_labels(features: Tensor, centers: Tensor, topk: int) -> Tensor:
     # In units of the nearest distance the sum lies in [1, topk], so neither it nor its inverse can leave float32.
     closeness = near[:, :1] / near
     share = closeness / closeness.sum(1, keepdim=True)
-    return torch.zeros_like(distance).scatter(1, ids, share)
+    return distance.zero_().scatter_(1, ids, share)
 
 
 def _distances(features: Tensor, centers: Tensor) -> Tensor:
     """||u_i - v_k||_2, (B, C): u (B, D), v (C, D), right to the rounding of their type also where it is small.
 
-    From B C D = PRODUCTS_FROM on, float32 goes by |u|^2 + |v|^2 - 2 u.v in float64, some centers at a time. That errs
-    by less than D 2^-52 (|u|^2 + |v|^2); rows with a square so small that half a unit of float32 might be lost
-    (below 2^-27 D of those norms) are computed again by differences, as all of them are for fewer classes.
+    From B C D = PRODUCTS_FROM on, float32 on a CPU goes by |u|^2 + |v|^2 - 2 u.v in float64, some centers at a time.
+    That errs by less than D 2^-52 (|u|^2 + |v|^2); rows with a square so small that half a unit of float32 might be
+    lost (below 2^-27 D of those norms) are computed again by differences, as all of them are elsewhere.
     """
     size = features.shape[0] * centers.shape[0] * features.shape[1]
-    if size < PRODUCTS_FROM or features.dtype != torch.float32 or features.device.type == "mps":
+    if size < PRODUCTS_FROM or features.dtype != torch.float32 or features.device.type != "cpu":
         return _differences(features, centers)
     wide = features.double()
     squares = wide.square().sum(1, keepdim=True)
