@@ -121,7 +121,7 @@ class Interleaver(Silent):
         blocks: int,
     ) -> None:
         self.bare, self.ordinary, self.watch, self.skip = bare, ordinary, watch, skip
-        self.every = max(1, (steps - skip) // blocks)
+        self.every = max(1, (steps - skip) // max(1, blocks))
         self.steps: list[float] = []
         self.bares: list[float] = []
         self.others: dict[int, list[float]] = {one.workers: [] for one in ordinary}
@@ -171,7 +171,7 @@ def fastest_bare(backbone: str, images: int, *, compiles: bool) -> tuple[str, Ca
 def bench(method: str, steps: int, blocks: int, folder: Path, *, quick: bool = False) -> dict[str, Any]:
     """One method: its step, the bare network, the ordinary pipeline, and what the step is made of.
 
-    ``quick`` takes smaller batches and compiles nothing.
+    ``quick`` takes smaller batches and compiles nothing; without ``blocks`` there are step and bare network alone.
     """
     batch = 32 if quick else 256
     images = folder / "images.npz"
@@ -196,7 +196,7 @@ def bench(method: str, steps: int, blocks: int, folder: Path, *, quick: bool = F
     peaks = find_peaks(config, data, made, views, None, Silent())
     loader = Loader(data.train, made.needs, views, batch, 1, 0, peaks=peaks)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    ordinary = [OrdinaryRun(config, data, loader, workers) for workers in (0, cores)]
+    ordinary = [OrdinaryRun(config, data, loader, workers) for workers in (0, cores) if blocks]
     watch = Stopwatch()
     taking = Interleaver(bare, ordinary, watch, skip=2, steps=steps, blocks=blocks)
     with watch.attached():
@@ -206,8 +206,7 @@ def bench(method: str, steps: int, blocks: int, folder: Path, *, quick: bool = F
     by_workers = {workers: statistics.median(took) for workers, took in taking.others.items()}
     evaluated, took = watch.evaluations[-1]
     evaluation = EPOCH_TEST_IMAGES * took / evaluated
-    (folder / "config.yaml").write_text(yaml.safe_dump(config.plain() | {"out": str(folder / "first")}))
-    return {
+    row = {
         "images_per_step": forwarded,
         "images_per_s": round(forwarded / real, 1),
         "bare_images_per_s": round(forwarded / bare_seconds, 1),
@@ -218,9 +217,14 @@ def bench(method: str, steps: int, blocks: int, folder: Path, *, quick: bool = F
         "breakdown_s": {part: round(value, 5) for part, value in parts.items()},
         "evaluation_images_per_s": round(evaluated / took, 1),
         "evaluation_share": round(evaluation / (evaluation + EPOCH_STEPS * real), 4),
+        "steps_timed": len(taking.steps) - 1,
+    }
+    if not blocks:
+        return row
+    (folder / "config.yaml").write_text(yaml.safe_dump(config.plain() | {"out": str(folder / "first")}))
+    return row | {
         "pil_step_s": {f"{workers} workers": round(value, 4) for workers, value in by_workers.items()},
         "pil_pipeline_ratio": round(min(by_workers.values()) / real, 4),
-        "steps_timed": len(taking.steps) - 1,
         "pil_blocks": blocks,
         **first_steps(folder / "config.yaml", 4),
     }
@@ -252,6 +256,8 @@ def main() -> None:
     unknown = set(arguments.methods) - set(METHODS)
     if unknown:
         parser.error(f"no row {', '.join(sorted(unknown))}; there are {', '.join(METHODS)}")
+    if arguments.blocks < 1 or arguments.steps < 4:
+        parser.error("--blocks is at least 1, --steps at least 4")
     steps, blocks = (5, 1) if arguments.quick else (arguments.steps, arguments.blocks)
     logging.getLogger("torch").setLevel(logging.ERROR)
     found: dict[str, Any] = {
