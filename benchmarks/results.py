@@ -240,33 +240,9 @@ def page() -> str:
     if SALIENCY.is_dir():
         parts.append("\n".join(saliency_tables()))
     if SPEED.is_file():
-        parts.append("\n".join(speed_table(json.loads(SPEED.read_text()))) + "\n")
+        table = runpy.run_path(str(ROOT / "benchmarks" / "speed_table.py"))["speed_table"]
+        parts.append("\n".join(table(json.loads(SPEED.read_text()))) + "\n")
     return "\n".join(parts)
-
-
-def speed_table(measured: dict[str, Any]) -> list[str]:
-    """What `make bench` saved, and on what machine."""
-    machine = measured["machine"]
-    lines = [
-        "## Speed",
-        "",
-        "`make bench` (the last column: steps timed): the real step of `longtail train` on images of CIFAR's size",
-        "(ResNet-32, batch 256) beside forward and backward of the bare network over as many images, in the fastest of",
-        "eager, channels-last and compiled. The two alternate in one run; medians.",
-        f"{machine['system']} {machine['processor']}, {machine['cores']} cores of a shared machine,",
-        f"{machine['threads']} threads, PyTorch {machine['torch']}: the ratios carry over, the rates do not.",
-        "",
-        "| method | images a step | step, images/s | bare, images/s | step over bare | making the batch | steps |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for method, row in measured.items():
-        if method != "machine":
-            lines.append(
-                f"| {method} | {row['images_per_step']} | {row['images_per_s']} | {row['bare_images_per_s']} "
-                f"({row['bare_variant']}) | {row['ratio']:.3f} | {100 * row['augment_share']:.1f} % of the step | "
-                f"{row['steps_timed']} |"
-            )
-    return lines
 
 
 def main() -> None:

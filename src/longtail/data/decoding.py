@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import os
 import stat
 import threading
@@ -67,10 +68,13 @@ def read_square(path: Path, size: int) -> Tensor:
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[Image.Image]:
-    """The image at ``path``, its header read; whatever goes wrong within becomes a :class:`BrokenImageError`."""
+def opened(source: Path | bytes) -> Iterator[Image.Image]:
+    """An image from its file or bytes, its header read; whatever goes wrong within becomes a BrokenImageError."""
     try:
-        with _regular(path) as file, Image.open(file, formats=_formats()) as image:
+        with (
+            io.BytesIO(source) if isinstance(source, bytes) else _regular(source) as file,
+            Image.open(file, formats=_formats()) as image,
+        ):
             pixels = image.width * image.height
             if pixels > MAX_PIXELS:
                 raise BrokenImageError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
@@ -114,11 +118,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
         flat = Image.alpha_composite(Image.new("RGBA", over.size, "white"), over).convert("RGB")
     else:
         flat = image.convert("RGB")
-    turn = _TURNS.get(_orientation(image))
+    turn = _TURNS.get(orientation(image))
     return flat if turn is None else flat.transpose(turn)
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
+    """Which way the stored pixels lie, 1 to 8 by EXIF: 1 is upright, from 5 on rows and columns are exchanged."""
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # a damaged EXIF block says nothing of the pixels

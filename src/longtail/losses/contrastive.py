@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import torch
 from torch import Tensor
 
 from longtail.losses.classification import check_labels
+from longtail.losses.rows import check_temperature, mean_over_rows, row_losses, similarity, similarity_type
 
 
-def balanced_contrastive_loss(features: Tensor, labels: Tensor, centers: Tensor, *, temperature: float) -> Tensor:
+def balanced_contrastive_loss(
+    features: Tensor, labels: Tensor, centers: Tensor, *, temperature: float, chunk: int | None = None
+) -> Tensor:
     """Balanced contrastive loss: class centers join the columns, and each class weighs the same in the denominator.
 
     Rows i are the R = B V features, columns j the R features and the C centers, s = z . z / temperature, and n_c the
@@ -19,7 +20,7 @@ def balanced_contrastive_loss(features: Tensor, labels: Tensor, centers: Tensor,
         Z_i  = sum_{j != i} exp(s_ij) / (n_c(j) - [c(j) = c(i)])
         loss = mean_i -1/(n_c(i) - 1) sum_{j != i, c(j) = c(i)} (s_ij - log Z_i)
 
-    A class absent from the batch keeps its center, with n = 1. Memory is O(R (R + C)).
+    A class absent from the batch keeps its center, with n = 1. Memory is O(chunk (R + C) + (R + C) D).
 
     Zhu et al., "Balanced Contrastive Learning for Long-Tailed Visual Recognition", arXiv 2207.09052, eq. 5-6.
     Paper: divides by n_c. Authors' program (BCL, and ConCutMix after it): divides the positives by n_c - 1, as the row
@@ -30,12 +31,15 @@ def balanced_contrastive_loss(features: Tensor, labels: Tensor, centers: Tensor,
         labels: (B,) integer ids in [0, C).
         centers: (C, D) of unit length, one per class; receives a gradient.
         temperature: above 0.
+        chunk: rows at a time; None for all where rows times columns are at most 2^20, and else as many as keep to 2^19.
+            The value does not depend on it, up to rounding; more than one chunk cannot be differentiated twice.
 
     Returns:
         A scalar, float32 for float16 and bfloat16 inputs.
 
     Raises:
-        ValueError: on shapes that do not fit, an empty batch, (on the CPU) ids outside [0, C), or a bad temperature.
+        ValueError: on shapes that do not fit, an empty batch, (on the CPU) ids outside [0, C), a bad temperature, or
+            chunk < 1.
     """
     batch, views, width = _check_features(features, temperature)
     if centers.ndim != 2 or centers.shape[1] != width:
@@ -44,19 +48,28 @@ def balanced_contrastive_loss(features: Tensor, labels: Tensor, centers: Tensor,
     check_labels("labels", labels, batch, classes)
     rows = features.reshape(batch * views, width)
     row_labels = labels.long().repeat_interleave(views)
-    similarity = _similarity(rows, torch.cat((rows, centers.to(rows.dtype))), temperature)
-
-    column_labels, column_sizes = _balanced_columns(row_labels, classes, similarity)
-    positives = row_labels[:, None] == column_labels[None, :]
+    columns = torch.cat((rows, centers.to(rows.dtype)))
+    column_labels, column_sizes = _balanced_columns(row_labels, classes, similarity_type(rows, columns))
     # The clamp touches absent classes only: they are nobody's positive, but where() evaluates both sides.
-    log_size = torch.where(positives, (column_sizes - 1).clamp_min(1).log(), column_sizes.log())
-    itself = torch.arange(len(rows), device=similarity.device)[:, None]
-    losses, _ = _rows(similarity, positives, itself, log_size)
-    return losses.mean()
+    own_size, other_size = (column_sizes - 1).clamp_min(1).log(), column_sizes.log()
+    itself = torch.arange(len(rows), device=rows.device)[:, None]
+
+    def of_rows(similarities: Tensor, taken: slice) -> tuple[Tensor, Tensor]:
+        positives = row_labels[taken, None] == column_labels[None, :]
+        return row_losses(similarities, positives, itself[taken], torch.where(positives, own_size, other_size))
+
+    return mean_over_rows(rows, columns, of_rows, temperature=temperature, chunk=chunk)
 
 
 def balanced_masked_contrastive_loss(
-    anchors: Tensor, labels: Tensor, features: Tensor, key_labels: Tensor, centers: Tensor, *, temperature: float
+    anchors: Tensor,
+    labels: Tensor,
+    features: Tensor,
+    key_labels: Tensor,
+    centers: Tensor,
+    *,
+    temperature: float,
+    chunk: int | None = None,
 ) -> Tensor:
     """:func:`balanced_contrastive_loss` of anchors that are not among the columns, as masked images are.
 
@@ -76,13 +89,14 @@ def balanced_masked_contrastive_loss(
         key_labels: (B,) integer ids in [0, C).
         centers: (C, D) of unit length.
         temperature: above 0.
+        chunk: anchors at a time, as in :func:`balanced_contrastive_loss`.
 
     Returns:
         A scalar, float32 for float16 and bfloat16 inputs; 0 with a graph if there is no anchor.
 
     Raises:
-        ValueError: on shapes that do not fit, an empty batch of features, (on the CPU) ids outside [0, C), or a bad
-            temperature.
+        ValueError: on shapes that do not fit, an empty batch of features, (on the CPU) ids outside [0, C), a bad
+            temperature, or chunk < 1.
     """
     batch, views, width = _check_features(features, temperature)
     for name, rows in (("anchors", anchors), ("centers", centers)):
@@ -92,24 +106,30 @@ def balanced_masked_contrastive_loss(
     check_labels("labels", labels, anchors.shape[0], classes)
     check_labels("key_labels", key_labels, batch, classes)
     columns = torch.cat((features.reshape(batch * views, width), centers.to(features.dtype)))
-    similarity = _similarity(anchors, columns, temperature)
     if anchors.shape[0] == 0:
-        return similarity.sum()
-    column_labels, column_sizes = _balanced_columns(key_labels.long().repeat_interleave(views), classes, similarity)
-    positives = labels.long()[:, None] == column_labels[None, :]
-    losses, _ = _rows(similarity, positives, None, column_sizes.log().expand_as(similarity))
-    return losses.mean()
+        return similarity(anchors, columns, temperature).sum()
+    kind = similarity_type(anchors, columns)
+    column_labels, column_sizes = _balanced_columns(key_labels.long().repeat_interleave(views), classes, kind)
+    log_size = column_sizes.log()[None, :]
+    row_labels = labels.long()[:, None]
+
+    def of_rows(similarities: Tensor, taken: slice) -> tuple[Tensor, Tensor]:
+        return row_losses(similarities, row_labels[taken] == column_labels[None, :], None, log_size)
+
+    return mean_over_rows(anchors, columns, of_rows, temperature=temperature, chunk=chunk)
 
 
-def _balanced_columns(row_labels: Tensor, classes: int, similarity: Tensor) -> tuple[Tensor, Tensor]:
+def _balanced_columns(row_labels: Tensor, classes: int, kind: torch.dtype) -> tuple[Tensor, Tensor]:
     """Labels of the columns [features, centers], and of each the number of columns of its class."""
     column_labels = torch.cat((row_labels, torch.arange(classes, device=row_labels.device)))
-    ones = torch.ones_like(row_labels, dtype=similarity.dtype)
-    sizes = torch.ones(classes, dtype=similarity.dtype, device=similarity.device).index_add(0, row_labels, ones)
+    ones = torch.ones_like(row_labels, dtype=kind)
+    sizes = torch.ones(classes, dtype=kind, device=row_labels.device).index_add(0, row_labels, ones)
     return column_labels, sizes[column_labels]
 
 
-def supervised_contrastive_loss(features: Tensor, labels: Tensor, *, temperature: float) -> Tensor:
+def supervised_contrastive_loss(
+    features: Tensor, labels: Tensor, *, temperature: float, chunk: int | None = None
+) -> Tensor:
     """Supervised contrastive loss with the mean over positives outside the logarithm (L_out).
 
     Over the R = B V features, with s = z . z / temperature and P(i) the others of the class of i::
@@ -123,19 +143,22 @@ def supervised_contrastive_loss(features: Tensor, labels: Tensor, *, temperature
         features: (B, V, D) of unit length, V >= 1 views of each image.
         labels: (B,) integer ids.
         temperature: above 0.
+        chunk: rows at a time, as in :func:`balanced_contrastive_loss`.
 
     Returns:
         A scalar, float32 for float16 and bfloat16 inputs; 0 with a graph if no row has a positive.
 
     Raises:
-        ValueError: on shapes that do not fit, an empty batch, or a bad temperature.
+        ValueError: on shapes that do not fit, an empty batch, a bad temperature, or chunk < 1.
     """
     batch, views, width = _check_features(features, temperature)
     check_labels("labels", labels, batch)
     rows = features.reshape(batch * views, width)
     row_labels = labels.repeat_interleave(views)
     itself = torch.arange(len(rows), device=rows.device)
-    return masked_contrastive_loss(rows, row_labels, rows, row_labels, temperature=temperature, self_index=itself)
+    return masked_contrastive_loss(
+        rows, row_labels, rows, row_labels, temperature=temperature, self_index=itself, chunk=chunk
+    )
 
 
 def masked_contrastive_loss(
@@ -147,6 +170,7 @@ def masked_contrastive_loss(
     temperature: float,
     self_index: Tensor | None = None,
     row_weight: Tensor | None = None,
+    chunk: int | None = None,
 ) -> Tensor:
     """Supervised contrastive loss of anchors against a set of keys that need not hold the anchors.
 
@@ -167,14 +191,16 @@ def masked_contrastive_loss(
         temperature: above 0.
         self_index: (A,) integer, the column that is the anchor itself and does not count; None where there is none.
         row_weight: (A,) factor w of each anchor's term; None for 1. The divisor M does not change with it.
+        chunk: anchors at a time, as in :func:`balanced_contrastive_loss`.
 
     Returns:
         A scalar, float32 for float16 and bfloat16 inputs; 0 with a graph if no anchor has a positive.
 
     Raises:
-        ValueError: on shapes that do not fit, (on the CPU) a self_index outside [0, K), or a bad temperature.
+        ValueError: on shapes that do not fit, (on the CPU) a self_index outside [0, K), a bad temperature, or
+            chunk < 1.
     """
-    _check_temperature(temperature)
+    check_temperature(temperature)
     if anchors.ndim != 2 or keys.ndim != 2 or anchors.shape[1] != keys.shape[1]:
         raise ValueError(
             f"anchors and keys must be (A, D) and (K, D), not {tuple(anchors.shape)} and {tuple(keys.shape)}."
@@ -186,58 +212,23 @@ def masked_contrastive_loss(
         raise ValueError(f"row_weight must be ({count},), not {tuple(row_weight.shape)}.")
     if self_index is not None:
         check_labels("self_index", self_index, count, keys.shape[0])
-    similarity = _similarity(anchors, keys, temperature)
     if count == 0 or keys.shape[0] == 0:
-        return similarity.sum() + 0 * (anchors.sum() + keys.sum()).to(similarity.dtype)
-    positives = labels[:, None] == key_labels[None, :]
-    losses, has_positive = _rows(similarity, positives, None if self_index is None else self_index.long()[:, None])
-    if row_weight is not None:
-        losses = losses * row_weight.to(losses)
-    return losses.sum() / has_positive.sum().clamp_min(1)
+        nothing = similarity(anchors, keys, temperature)
+        return nothing.sum() + 0 * (anchors.sum() + keys.sum()).to(nothing.dtype)
+    itself = None if self_index is None else self_index.long()[:, None]
 
+    def of_rows(similarities: Tensor, taken: slice) -> tuple[Tensor, Tensor]:
+        positives = labels[taken, None] == key_labels[None, :]
+        return row_losses(similarities, positives, None if itself is None else itself[taken])
 
-def _rows(
-    similarity: Tensor, positives: Tensor, itself: Tensor | None, log_weight: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Each row's log sum_j exp(s_ij - log_weight_ij) - mean_{p} s_ip, 0 without a positive; and who has a positive.
-
-    ``similarity``, ``positives`` and ``log_weight`` are (R, K); ``itself`` (R, 1) names each row's excluded column.
-    """
-    if itself is not None:
-        positives = positives.scatter(1, itself, False)
-    number = positives.sum(1)
-    has_positive = number > 0
-    attraction = similarity.masked_fill(~positives, 0.0).sum(1) / number.clamp_min(1)
-    exponent = similarity if log_weight is None else similarity - log_weight
-    if itself is not None:
-        # scatter, not masked addition: where a row has no other column, logsumexp gives its gradient as NaN, and only
-        # scatter drops it.
-        exponent = exponent.scatter(1, itself, float("-inf"))
-    losses = torch.logsumexp(exponent, dim=1) - attraction
-    return losses.masked_fill(~has_positive, 0.0), has_positive
-
-
-def _similarity(rows: Tensor, columns: Tensor, temperature: float) -> Tensor:
-    """rows . columns / temperature, (R, K), never below float32, under autocast neither."""
-    kind = torch.promote_types(torch.promote_types(rows.dtype, columns.dtype), torch.float32)
-    device = rows.device.type
-    fence = (
-        torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else contextlib.nullcontext()
-    )
-    with fence:
-        return (rows.to(kind) / temperature) @ columns.to(kind).T
+    return mean_over_rows(anchors, keys, of_rows, temperature=temperature, chunk=chunk, weight=row_weight)
 
 
 def _check_features(features: Tensor, temperature: float) -> tuple[int, int, int]:
-    _check_temperature(temperature)
+    check_temperature(temperature)
     if features.ndim != 3 or not features.is_floating_point():
         raise ValueError(f"features must be a floating (B, V, D) tensor, not {features.dtype} {tuple(features.shape)}.")
     batch, views, width = features.shape
     if batch == 0 or views == 0:
         raise ValueError(f"features {tuple(features.shape)} hold no row to take the mean over.")
     return batch, views, width
-
-
-def _check_temperature(temperature: float) -> None:
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, not {temperature}.")

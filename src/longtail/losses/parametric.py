@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from longtail.losses.classification import check_labels, prepare_logits
-from longtail.losses.contrastive import _check_temperature, _similarity
+from longtail.losses.rows import check_temperature, similarity
 
 
 def parametric_contrastive_loss(
@@ -84,7 +84,7 @@ def parametric_contrastive_terms(
     target: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The two scalars whose sum is :func:`parametric_contrastive_loss`: the pull of the centers and of the samples."""
-    _check_temperature(temperature)
+    check_temperature(temperature)
     if not alpha >= 0:
         raise ValueError(f"alpha must not be below 0, and is {alpha}.")
     if not beta > 0:
@@ -100,11 +100,11 @@ def parametric_contrastive_terms(
     if target is not None and (target.shape != adjusted.shape or not target.is_floating_point()):
         raise ValueError(f"target must be floating {tuple(adjusted.shape)} like logits, not {tuple(target.shape)}.")
 
-    similarity = _similarity(queries, torch.cat((queries, keys.to(queries.dtype))), temperature)
+    near = similarity(queries, torch.cat((queries, keys.to(queries.dtype))), temperature)
     itself = torch.eye(batch, dtype=torch.bool, device=labels.device)
     absent = torch.cat((itself, (key_labels < 0).expand(batch, -1)), dim=1)
     positives = (labels[:, None] == torch.cat((labels, key_labels))[None, :]) & ~absent
-    columns = torch.cat((adjusted, similarity.masked_fill(absent, float("-inf"))), dim=1)
+    columns = torch.cat((adjusted, near.masked_fill(absent, float("-inf"))), dim=1)
     log_total = torch.logsumexp(columns, dim=1)
 
     number = positives.sum(1).to(columns)
@@ -113,5 +113,5 @@ def parametric_contrastive_terms(
         center = adjusted.gather(1, labels.long()[:, None]).squeeze(1) - log_total
     else:
         center = (target.to(adjusted) * (adjusted - log_total[:, None])).sum(1)
-    samples = similarity.masked_fill(~positives, 0.0).sum(1) - number * log_total
+    samples = near.masked_fill(~positives, 0.0).sum(1) - number * log_total
     return -(beta * center / weight).mean(), -(alpha * samples / weight).mean()

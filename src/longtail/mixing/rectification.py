@@ -10,6 +10,11 @@ from torch import Tensor
 # 1e-12 stands for a distance of 0: its inverse is finite in float32, and beside it every other center weighs nothing.
 MINIMUM_DISTANCE = 1e-12
 
+PRODUCTS_FROM = 2**27
+"""B C D from which distances come from products in float64: below it differences take some hundredths of a second."""
+
+_BLOCK = 2**19
+
 
 @torch.no_grad()
 def rectify_labels(
@@ -50,7 +55,7 @@ def rectify_labels(
         )
     semantic = semantic_labels(features, centers, topk)
     gamma = rectification_confidence(labels, counts, scale).to(semantic.dtype)[:, None]
-    return (gamma * semantic + (1.0 - gamma) * labels).to(labels.dtype)
+    return (semantic.mul_(gamma) + (1.0 - gamma) * labels).to(labels.dtype)
 
 
 @torch.no_grad()
@@ -76,15 +81,42 @@ def semantic_labels(features: Tensor, centers: Tensor, topk: int) -> Tensor:
     if topk < 1:
         raise ValueError(f"topk must be at least 1, not {topk}.")
     kind = torch.promote_types(torch.promote_types(features.dtype, centers.dtype), torch.float32)
-    # Differences, not |u|^2 + |v|^2 - 2 u.v: the latter loses the small distances, which weigh most here.
-    distance = torch.cdist(features.to(kind), centers.to(kind), compute_mode="donot_use_mm_for_euclid_dist").clamp_min(
-        MINIMUM_DISTANCE
-    )
+    distance = _distances(features.to(kind), centers.to(kind)).clamp_min_(MINIMUM_DISTANCE)
     near, ids = distance.topk(min(topk, centers.shape[0]), dim=1, largest=False)
     # In units of the nearest distance the sum lies in [1, topk], so neither it nor its inverse can leave float32.
     closeness = near[:, :1] / near
     share = closeness / closeness.sum(1, keepdim=True)
-    return torch.zeros_like(distance).scatter(1, ids, share)
+    return distance.zero_().scatter_(1, ids, share)
+
+
+def _distances(features: Tensor, centers: Tensor) -> Tensor:
+    """||u_i - v_k||_2, (B, C): u (B, D), v (C, D), right to the rounding of their type also where it is small.
+
+    From B C D = PRODUCTS_FROM on, float32 on a CPU goes by |u|^2 + |v|^2 - 2 u.v in float64, some centers at a time.
+    That errs by less than D 2^-52 (|u|^2 + |v|^2); rows with a square so small that half a unit of float32 might be
+    lost (below 2^-27 D of those norms) are computed again by differences, as all of them are elsewhere.
+    """
+    size = features.shape[0] * centers.shape[0] * features.shape[1]
+    if size < PRODUCTS_FROM or features.dtype != torch.float32 or features.device.type != "cpu":
+        return _differences(features, centers)
+    wide = features.double()
+    squares = wide.square().sum(1, keepdim=True)
+    distance = features.new_empty(features.shape[0], centers.shape[0])
+    again = torch.zeros(features.shape[0], dtype=torch.bool, device=features.device)
+    block = max(1, _BLOCK // max(features.shape))
+    for first in range(0, centers.shape[0], block):
+        some = centers[first : first + block].double()
+        norms = squares + some.square().sum(1)
+        square = torch.addmm(norms, wide, some.T, alpha=-2.0)
+        again |= (square < 2**-27 * features.shape[1] * norms).any(1)
+        distance[:, first : first + block] = square.clamp_min_(0.0).sqrt_()
+    if bool(again.any()):
+        distance[again] = _differences(features[again], centers)
+    return distance
+
+
+def _differences(features: Tensor, centers: Tensor) -> Tensor:
+    return torch.cdist(features, centers, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 @torch.no_grad()
