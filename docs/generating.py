@@ -21,7 +21,7 @@ from sphinx.application import Sphinx
 HERE = Path(__file__).resolve().parent
 
 PAGE_OF = {
-    HERE.parent / "README.md": HERE / "index.md",
+    HERE.parent / "README.md": HERE / "overview.md",
     HERE.parent / "CONTRIBUTING.md": HERE / "add-a-method.md",
     HERE.parent / "CHANGELOG.md": HERE / "changelog.md",
 }
@@ -31,20 +31,13 @@ FENCED = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<!!)\[([^\[\]]+)\]\((?!https?:|mailto:|#)([^()#\s]+)(#[^()\s]+)?\)")
 MARK = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
 
-TOP = {
-    "seed": "Keys every draw of training: initial weights, order, views, mixing.",
-    "out": "The run folder; null is runs/DATASET-METHOD-sSEED.",
-    "init": "A run folder or a file of weights to start from.",
-}
-"""What the keys without a group mean."""
-
 
 def keys() -> str:
     """Every key of a configuration, as Markdown tables: key, what it takes, default, meaning."""
-    from longtail.config import METHOD_SETTINGS, Config
+    from longtail.config import Config
     from longtail.methods import METHODS
 
-    parts = ["## Without a group", _table("", Config, TOP)]
+    parts = ["## Without a group", _table("", Config)]
     for name, field in Config.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             parts += [f"## `{name}`", _table(f"{name}.", field.annotation)]
@@ -59,7 +52,6 @@ def keys() -> str:
         stands = [_stands_for(name, METHODS[name].defaults) for name in names if METHODS[name].defaults]
         if stands:
             parts.append("\n".join(stands))
-    assert set(METHOD_SETTINGS) == set(METHODS)
     return "\n\n".join(parts)
 
 
@@ -67,17 +59,17 @@ def _stands_for(name: str, defaults: Mapping[str, Any]) -> str:
     return f"- `{name}` stands for " + ", ".join(f"`method.{key}={json.dumps(v)}`" for key, v in defaults.items())
 
 
-def _table(prefix: str, settings: type[BaseModel], meanings: Mapping[str, str] | None = None) -> str:
+def _table(prefix: str, settings: type[BaseModel]) -> str:
     schema = settings.model_json_schema(ref_template="{model}")
     rows = ["| key | takes | default | meaning |", "|---|---|---|---|"]
     for name, field in settings.model_fields.items():
-        if meanings is not None and name not in meanings:
-            continue
         given = schema["properties"][name]
+        if "$ref" in given or "discriminator" in given:
+            continue  # a group of keys, which has a table of its own
         default = "needed" if field.is_required() else f"`{json.dumps(given.get('default'))}`"
-        meaning = field.description or (meanings or {}).get(name, "")
-        rows.append("| " + " | ".join(_cell(text) for text in (f"`{prefix}{name}`", _takes(given), default, meaning)))
-    return "\n".join(f"{row} |" if number >= 2 else row for number, row in enumerate(rows))
+        cells = (f"`{prefix}{name}`", _takes(given), default, field.description or "")
+        rows.append("| " + " | ".join(_cell(text) for text in cells) + " |")
+    return "\n".join(rows)
 
 
 def _cell(text: str) -> str:
