@@ -204,7 +204,7 @@ def check_other(words: list[str]) -> None:
     if first == "make":
         targets = re.findall(r"^(\S+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert {word for word in rest if "=" not in word} <= set(targets), words
-    elif first in ("python", "python3") and rest[:2] == ["-m", "pip"] or first == "pip":
+    elif (first in ("python", "python3") and rest[:2] == ["-m", "pip"]) or first == "pip":
         extras = re.findall(r"\[([\w,]+)\]", " ".join(rest))
         known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         assert {extra for group in extras for extra in group.split(",")} <= set(known), words
