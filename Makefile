@@ -8,7 +8,7 @@ EXTRA ?= dev
 CONSTRAINTS ?= constraints.txt
 JOBS ?= 2
 
-.PHONY: demo test test-slow check bench results clean
+.PHONY: demo test test-slow check bench docs results clean
 
 # A .venv is good if it was made by this Python, for these requirements, at this place, and still imports.
 WANTED = $(shell cat pyproject.toml $(CONSTRAINTS) Makefile | cksum) $(shell $(PYTHON) -c 'import sys; print(sys.version_info[:2], sys.base_prefix)') $(CURDIR)
@@ -43,8 +43,12 @@ test-slow: $(STAMP)  ## kills, fuzz, accuracy
 bench: $(STAMP)  ## the real step beside the bare network
 	$(BIN)/python benchmarks/throughput.py
 
+docs: $(STAMP)  ## the site, into docs/_build; a warning ends it
+	$(BIN)/python -m sphinx -W -n --keep-going -q docs docs/_build
+	@echo "docs/_build/index.html"
+
 results: $(STAMP)  ## docs/results.md from results/
 	$(BIN)/python benchmarks/results.py table
 
 clean:
-	rm -rf $(VENV) runs/demo .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) runs/demo docs/_build .mypy_cache .ruff_cache .pytest_cache

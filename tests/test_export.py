@@ -101,8 +101,11 @@ class Off(torch.nn.Module):
 def test_a_graph_that_is_off_in_one_logit_of_the_last_image_is_refused(model: Model) -> None:
     answering = Answering(model).eval()
     with torch.no_grad():
-        assert check_agreement(answering, Off(answering, 5e-5), model.size) == pytest.approx(5e-5, rel=0.1)
-        for by in (2e-4, float("nan"), float("inf")):
+        last_part = check_images(model.size)[-(CHECKED % 60) :]
+        scale = max(1.0, float(answering(last_part)[0].abs().max()))
+        found = check_agreement(answering, Off(answering, 5e-5 * scale), model.size)
+        assert found == pytest.approx(5e-5, rel=0.1)
+        for by in (2e-4 * scale, float("nan"), float("inf")):
             with pytest.raises(RunError, match="does not agree"):
                 check_agreement(answering, Off(answering, by), model.size)
 
@@ -117,6 +120,24 @@ class Swapped(torch.nn.Module):
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logits = torch.tensor([[self.first, 0.5]]).expand(len(images), 2)
         return logits, torch.softmax(logits, dim=1)
+
+
+class Scaled(torch.nn.Module):
+    """One large logit and two others, all a little off by ``by``."""
+
+    def __init__(self, by: float) -> None:
+        super().__init__()
+        self.by = by
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = torch.tensor([[500.0, 30.0, -10.0]]).expand(len(images), 3)
+        return logits + self.by, torch.softmax(logits, dim=1)
+
+
+def test_large_logits_may_differ_by_as_many_digits_as_float32_has() -> None:
+    assert check_agreement(Scaled(0.0), Scaled(5e-3), 8) == pytest.approx(1e-5, rel=0.1)  # type: ignore[arg-type]
+    with pytest.raises(RunError, match="does not agree"):
+        check_agreement(Scaled(0.0), Scaled(0.1), 8)  # type: ignore[arg-type]
 
 
 def test_a_graph_within_the_tolerance_that_answers_otherwise_is_refused() -> None:

@@ -69,8 +69,11 @@ class Config(Settings):
     """Everything that a run depends on. ``seed`` keys every draw but the subset, which has ``data.subset_seed``."""
 
     seed: int = Field(0, ge=0, lt=2**31)
+    """Keys every draw of training: initial weights, order, views, mixing."""
     out: str | None = None
+    """The run folder; null is runs/DATASET-METHOD-sSEED."""
     init: AbsolutePath | None = None
+    """A run folder, or a file of weights, to start from."""
     data: DataSettings
     views: ViewSettings = ViewSettings()
     model: ModelSettings = ModelSettings()

@@ -76,9 +76,9 @@ def export(model: Model, form: str, out: Path | None = None) -> tuple[Path, str]
     """Write ``model`` in a format of ``ENDINGS``; returns the path and what was checked.
 
     ``out`` is by default ``RUN/export/model-WHICH`` with the format's ending; what is there is replaced. An exported
-    graph is accepted when on CHECKED images its logits and probabilities are within TOLERANCE of the network's and
-    every argmax is equal. Raises ConfigError for another format and where the packages of the extra ``onnx`` are not
-    there, RunError where the graph cannot be made or does not agree.
+    graph is accepted when on CHECKED images its logits (as shares of the largest) and probabilities are within
+    TOLERANCE of the network's and every argmax is equal. Raises ConfigError for another format and where the packages
+    of the extra ``onnx`` are not there, RunError where the graph cannot be made or does not agree.
     """
     if form not in ENDINGS:
         raise unknown_name("format", form, ENDINGS)
@@ -170,15 +170,17 @@ def _write_onnx(program: torch.export.ExportedProgram, path: Path, about: Mappin
 def check_agreement(answering: Answering, run: Run, size: int) -> float:
     """The largest difference in logits and probabilities between the network and ``run`` on CHECKED images.
 
-    The images are patches of color with noise, drawn under a key of their own. Raises RunError where a difference is
-    above TOLERANCE or not a number, or an argmax differs.
+    A difference of logits is taken as a share of the largest logit of the batch where that is above 1: float32 has so
+    many digits and no more. The images are patches of color with noise, drawn under a key of their own. Raises RunError
+    where a difference is above TOLERANCE or not a number, or an argmax differs.
     """
     largest, moved = 0.0, 0
     with torch.no_grad():
         for images in torch.split(check_images(size), _PART):
             for ours, theirs in zip(answering(images), run(images), strict=True):
                 # max() would pass over a NaN that a number stands before.
-                largest = max(largest, float((ours - theirs).abs().nan_to_num(float("inf")).max()))
+                apart = (ours - theirs).abs() / ours.abs().max().clamp_min(1)
+                largest = max(largest, float(apart.nan_to_num(float("inf")).max()))
                 moved += int((ours.argmax(dim=1) != theirs.argmax(dim=1)).sum())
     if largest > TOLERANCE or moved:
         raise RunError(
