@@ -18,11 +18,11 @@ import longtail
 SOURCE = Path(longtail.__file__).parent
 
 LAYERS = [
-    ["errors", "settings", "rng", "files", "layers"],
+    ["errors", "settings", "rng", "files", "layers", "distributed", "sharing"],
     ["data", "models", "losses", "mixing", "metrics", "saliency"],
     ["methods"],
     ["config", "training_settings", "device", "scoring"],
-    ["rundir", "optim", "averaging", "updating", "recipes"],
+    ["rundir", "jobdir", "optim", "averaging", "updating", "recipes"],
     ["state", "evaluate", "interrupts", "listeners"],
     ["detection"],
     ["starting", "description"],
