@@ -29,7 +29,7 @@ LAYERS = [
     ["training", "priors", "predict", "predicting", "card", "export", "explain", "report"],
     ["api", "display", "importers"],
     ["study"],
-    ["taking_away"],
+    ["taking_away", "train_command"],
     ["data_commands"],
     ["cli"],
     ["__main__"],

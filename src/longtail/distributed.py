@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -66,9 +67,11 @@ def job() -> Iterator[None]:
     Of an error that several processes raise alike, one is to be said: ``error.said`` is true for the others. A process
     that was lost is a LostProcessError for those that wait for it.
     """
-    if world_size() > 1 or _number("WORLD_SIZE", 1) == 1:
+    if _store is not None or _number("WORLD_SIZE", 1) == 1:
         yield
         return
+    if world_size() > 1:
+        raise ConfigError("torch.distributed was started by another program.", hint="longtail starts it by itself.")
     _join()
     try:
         yield
@@ -107,8 +110,8 @@ def _prefixed(prefix: str, store: Any) -> Any:
 def leave() -> None:
     """The end of working together: from here on every process is alone."""
     global _store
-    _store = None
-    if world_size() > 1:
+    if _store is not None:
+        _store = None
         dist.destroy_process_group()
 
 
@@ -192,6 +195,15 @@ def from_first(make: Callable[[], T]) -> T:
     return cast(T, box[0])
 
 
+def like_first(module: nn.Module) -> None:
+    """Give a module of every process the weights and buffers that it has in the first."""
+    if world_size() > 1:
+        for value in module.state_dict().values():
+            sent = value.detach().contiguous()
+            dist.broadcast(sent, src=0)
+            value.copy_(sent)
+
+
 def largest(*values: int) -> tuple[int, ...]:
     """Of each of a few integers the largest that any process has: true where it is true anywhere."""
     if world_size() == 1:
@@ -255,7 +267,9 @@ def replicated(module: nn.Module, *, leaves_unused: bool) -> nn.Module:
     """
     if world_size() == 1:
         return module
-    return DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=leaves_unused)
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    copying: Any = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
+    return DistributedDataParallel(module, find_unused_parameters=leaves_unused, **copying)
 
 
 def adding_up(module: nn.Module, *, last: bool) -> contextlib.AbstractContextManager[None]:

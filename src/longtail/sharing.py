@@ -63,6 +63,11 @@ class Sharing:
         sizes = [images // filled + (shard < images % filled) for shard in range(filled)]
         return Shares((*sizes, *(0,) * (self.shards - filled)), self.processes, self.rank)
 
+    def largest(self, images: int) -> int:
+        """The images of this process's largest shard of a batch."""
+        shares = self.of(images)
+        return images if shares is None else shares.sizes[shares.own.start]
+
 
 ALONE = Sharing()
 """One process, and batches in one piece."""

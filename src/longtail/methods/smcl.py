@@ -95,6 +95,7 @@ class SMCL(Method):
         self.answers_for = self.criterion.answers_for
         self.locate = Locator(settings.detector, given=settings.saliency_maps is not None)
         self.locate.check(self.network)
+        self.leaves_unused = settings.mu > 0 and settings.contrastive_from != 0
         masking = settings.mask_probability > 0
         forwards_partner = settings.mu > 0 or settings.forward_partner
         self.needs = DataNeeds(
