@@ -1,0 +1,115 @@
+"""Two gloo processes are as one process on the same global batch."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from longtail.rng import generator
+from longtail.sharing import ALONE, Shares, Sharing
+from several import ORDERS, five_steps, scores
+from tiny import write_npz
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what two processes came to."""
+    folder = tmp_path_factory.mktemp("pair")
+    write_npz(folder / "tiny.npz")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-W", "error", str(Path(__file__).with_name("several.py")), str(folder)]
+    both = [
+        subprocess.Popen([*words, str(number), str(port)], env=environment, stderr=subprocess.PIPE, text=True)
+        for number in range(2)
+    ]
+    try:
+        said = [process.communicate(timeout=240)[1] for process in both]
+    finally:
+        for process in both:
+            process.kill()
+    assert [process.returncode for process in both] == [0, 0], said
+    return folder
+
+
+@pytest.fixture(scope="module")
+def came_to(pair: Path) -> Callable[[str], list[dict[str, Tensor]]]:
+    """What an order came to in each of the two."""
+    return lambda order: [load_file(pair / f"{ORDERS.index(order)}-{number}.safetensors") for number in range(2)]
+
+
+def largest_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    """Over all tensors, relative to the largest value of each."""
+    assert one.keys() == other.keys()
+    pairs = [(one[name].double(), other[name].double()) for name in one if one[name].numel()]
+    return max(float((a - b).abs().max() / b.abs().max().clamp_min(1e-6)) for a, b in pairs)
+
+
+@pytest.mark.parametrize("order", [order for order in ORDERS if "sync" not in order])
+def test_two_processes_are_one_that_normalizes_two_shards_apart(
+    order: str, pair: Path, came_to: Callable[[str], list[dict[str, Tensor]]]
+) -> None:
+    first, second = came_to(order)
+    expected = five_steps(order, pair / "tiny.npz", shards=4 if "four" in order else 2)
+    assert largest_difference(first, second) == 0
+    assert largest_difference(first, expected) <= (1e-6 if "four" in order else 0)
+
+
+@pytest.mark.parametrize("order", [order for order in ORDERS if "sync" in order])
+def test_with_synchronized_batch_norm_two_processes_are_one_on_the_whole_batch(
+    order: str, pair: Path, came_to: Callable[[str], list[dict[str, Tensor]]]
+) -> None:
+    first, second = came_to(order)
+    assert largest_difference(first, second) == 0
+    assert largest_difference(first, five_steps(order, pair / "tiny.npz")) <= 1e-5
+
+
+def test_shards_change_what_a_step_comes_to(pair: Path) -> None:
+    whole, apart = (five_steps("ce", pair / "tiny.npz", shards=shards) for shards in (1, 2))
+    assert largest_difference(whole, apart) > 1e-3
+
+
+@pytest.mark.parametrize("images", [1, 5, 13, 21])
+def test_every_image_is_scored_once_by_two_processes(images: int, pair: Path) -> None:
+    for number in range(2):
+        assert torch.equal(
+            load_file(pair / f"others-{number}.safetensors")[str(images)], scores(pair / "tiny.npz", images)
+        )
+
+
+def test_the_gradient_of_gathered_rows_is_theirs_times_the_processes(pair: Path) -> None:
+    for number, rows in enumerate((slice(0, 3), slice(3, 5))):
+        found = load_file(pair / f"others-{number}.safetensors")
+        torch.testing.assert_close(found["loss"], found["rows"].pow(3).sum())
+        torch.testing.assert_close(found["gradient"], 2 * 3 * found["rows"][rows].square())
+
+
+@pytest.mark.parametrize("images", range(1, 40))
+@pytest.mark.parametrize(("shards", "processes", "least"), [(2, 2, 2), (4, 2, 2), (3, 3, 1), (6, 1, 2), (5, 5, 2)])
+def test_every_image_has_one_process_and_none_is_alone(images: int, shards: int, processes: int, least: int) -> None:
+    shares = [Sharing(shards, processes, number, least).of(images) for number in range(processes)]
+    rows = [image for one in shares if one is not None for image in range(images)[one.rows]]
+    assert rows == list(range(images))
+    for number, one in enumerate(shares):
+        assert one is not None
+        assert sum(one.sizes) == images
+        assert one.counts[number] == len(range(images)[one.rows]) == sum(one.sizes[shard] for shard in one.own)
+        assert all(size == 0 or size >= min(least, images) for size in one.sizes)
+        assert max(one.sizes) - min(size for size in one.sizes if size) <= 1
+
+
+def test_one_process_without_shards_shares_nothing() -> None:
+    assert ALONE.of(7) is None
+    values = torch.randn(4, 2, generator=generator("values"))
+    assert Shares((2, 2)).in_full(values) is values
