@@ -174,7 +174,7 @@ def children(pid: int) -> list[int]:
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks for processes in /proc")
 def test_torchrun_ends_with_a_killed_process_and_leaves_none_behind(tiny_npz: Path, tmp_path: Path) -> None:
     given = words("ce", tiny_npz, tmp_path / "run", optim={"epochs": 4000, "batch": 8, "lr": 0.05})
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     running = subprocess.Popen(
         [*torchrun, "-m", "longtail", *given],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -202,7 +202,7 @@ def test_four_processes_train_scenes_as_one_with_four_shards(tmp_path: Path) -> 
     given = ["model.backbone=resnet8", "optim.epochs=1", "optim.batch=64", "run.threads=1", "run.compile=false"]
     given = ["train", "scenes/concutmix", *given]
     longtail = ["-m", "longtail"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "4", "--master-port", "0"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
     subprocess.run([*torchrun, *longtail, *given, "--out", str(tmp_path / "four")], check=True, timeout=280)
     one = [*given, "model.bn_shards=4", "--out", str(tmp_path / "one")]
     subprocess.run([sys.executable, *longtail, *one], check=True, timeout=280)
