@@ -14,8 +14,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from longtail.errors import ConfigError
+from longtail.listeners import Silent
+from longtail.recipes import load_config
 from longtail.rng import generator
 from longtail.sharing import ALONE, Shares, Sharing
+from longtail.starting import share_out
 from several import ORDERS, five_steps, scores
 from tiny import write_npz
 
@@ -133,3 +137,16 @@ def test_one_process_without_shards_shares_nothing() -> None:
     assert ALONE.of(7) is None
     values = torch.randn(4, 2, generator=generator("values"))
     assert Shares((2, 2)).in_full(values) is values
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["model.bn=sync", "model.bn_shards=2"], "contradicts model.bn=sync"),
+        (["model.bn_shards=8", "optim.batch=15"], "too small for 8 shards"),
+        (["model.bn_shards=4", "optim.batch=16", "optim.accumulate=3"], "16 in 3 parts is too small"),
+    ],
+)
+def test_shards_that_leave_batch_norm_nothing_are_refused(words: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        share_out(load_config("npz/ce", words), {}, Silent())
