@@ -343,6 +343,7 @@ CHANGES += [
 ]
 CHANGES += ["views.classification=autoaugment", "views.contrastive=autoaugment", "views.contrastive_size=16"]
 CHANGES += ["model.backbone=resnet20"]
+CHANGES += ["model.bn=sync", "model.bn_shards=2"]
 CHANGES += ["model.classifier=cosine", "method.name=bcl", "method.tau=0.5", "method.omega=0.5"]
 CHANGES += ["optim.epochs=3", "optim.batch=4", "optim.lr=0.01", "optim.schedule=step", "optim.warmup_epochs=2"]
 CHANGES += ["optim.milestones=[0.1]", "optim.decay=0.2", "optim.momentum=0.5", "optim.nesterov=true"]

@@ -18,18 +18,18 @@ import longtail
 SOURCE = Path(longtail.__file__).parent
 
 LAYERS = [
-    ["errors", "settings", "rng", "files", "layers"],
+    ["errors", "settings", "rng", "files", "layers", "distributed", "sharing"],
     ["data", "models", "losses", "mixing", "metrics", "saliency"],
     ["methods"],
     ["config", "training_settings", "device", "scoring"],
-    ["rundir", "optim", "averaging", "updating", "recipes"],
+    ["rundir", "jobdir", "optim", "averaging", "updating", "recipes"],
     ["state", "priors", "profiles", "evaluate", "interrupts", "listeners", "trackers"],
     ["detection"],
     ["starting", "description"],
     ["training", "predict", "predicting", "card", "export", "explain", "report"],
     ["api", "display", "importers"],
     ["study", "inputs", "estimator"],
-    ["taking_away"],
+    ["taking_away", "train_command"],
     ["data_commands"],
     ["cli"],
     ["__main__"],

@@ -11,7 +11,7 @@ import torch
 from longtail.data.batch import Batch, DataNeeds, Progress
 from longtail.data.images import ImageSet
 from longtail.data.loader import Loader
-from longtail.data.views import View, build_view
+from longtail.data.views import View, ViewParams, build_view
 from longtail.errors import ConfigError, DataError
 from longtail.methods.composition import CutMix, Mixup
 from longtail.rng import generator
@@ -190,9 +190,12 @@ class Counting:
     def __init__(self, view: View) -> None:
         self.view, self.calls = view, 0
 
-    def __call__(self, pixels: torch.Tensor, drawn: torch.Generator) -> torch.Tensor:
+    def draw(self, sizes: torch.Tensor, drawn: torch.Generator) -> ViewParams:
+        return self.view.draw(sizes, drawn)
+
+    def apply(self, pixels: torch.Tensor, params: ViewParams) -> torch.Tensor:
         self.calls += 1
-        return self.view(pixels, drawn)
+        return self.view.apply(pixels, params)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from longtail.data.images import Source
 from longtail.data.open import open_data
 from longtail.data.prepare import Prepared
 from longtail.device import resolve_device
+from longtail.distributed import is_first, job, leave
 from longtail.errors import ConfigError, DataError
 from longtail.evaluate import Evaluation, evaluate
 from longtail.files import read_json
@@ -36,9 +37,9 @@ if TYPE_CHECKING:
 class Run:
     """A run folder that has finished: ``path``, ``results`` (results.json), ``report`` (a page), ``model()``."""
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, results: dict[str, Any] | None = None) -> None:
         self.path = Path(path)
-        self.results: dict[str, Any] = read_json(self.path / "results.json")
+        self.results: dict[str, Any] = read_json(self.path / "results.json") if results is None else results
         self.report = self.path / "report.html"
 
     def model(self, which: str = "last") -> Model:
@@ -103,17 +104,22 @@ def run_config(
     saliency: Callable[[Tensor], Tensor] | None = None,
     command: list[str] | None = None,
 ) -> Run:
-    """Train by a Config, then write plots and report."""
-    train_config(
-        config,
-        resume=resume,
-        overwrite=overwrite,
-        listener=listener,
-        source=source,
-        saliency=saliency,
-        command=command,
-    )
+    """Train by a Config, then write plots and report; of several processes (torchrun) the first writes them."""
+    with job():
+        results = train_config(
+            config,
+            resume=resume,
+            overwrite=overwrite,
+            listener=listener,
+            source=source,
+            saliency=saliency,
+            command=command,
+        )
+        first = is_first()
+        leave()
     out = Path(config.out or default_out(config))
+    if not first:
+        return Run(out, results)
     if not (out / "report.html").is_file():
         # A signal now would throw away a page of a few seconds' work and no training: the page is written first.
         with stop_signals() as stop:

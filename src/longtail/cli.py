@@ -12,7 +12,7 @@ import typer
 
 from longtail import taking_away
 from longtail.data_commands import data
-from longtail.errors import EXIT_BUG, EXIT_INTERRUPT, ConfigError, LongtailError, StoppedError
+from longtail.errors import EXIT_BUG, ConfigError, LongtailError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -72,37 +72,12 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the resolved configuration and stop.")] = False,
 ) -> None:
     """Train by a recipe or a configuration file."""
-    import yaml
-
-    from longtail.data.settings import check_complete
-    from longtail.layers import parse_assignments
-    from longtail.recipes import load_config
+    from longtail.train_command import train_and_report
 
     recipe, words = _split(target, settings)
-    values = parse_assignments(words)
-    config = load_config(recipe, values if out is None else values | {"out": out})
-    check_complete(config.data)
-    if dry_run:
-        typer.echo(yaml.safe_dump(config.plain(), sort_keys=False), nl=False)
-        times = ", ".join(f"{name} {value}" for name, value in config.optim.resolved().items())
-        typer.echo(f"# in epochs: {times}" if times else "# onecycle has no times of its own")
-        return
-
-    from longtail.api import run_config
-    from longtail.display import LiveTable, listener_for
-
-    listener = listener_for(_console())
-    try:
-        run = run_config(
-            config, resume=resume, overwrite=overwrite, listener=listener, command=["longtail", *sys.argv[1:]]
-        )
-    except KeyboardInterrupt:
-        message = "Stopped by Ctrl-C before training began; nothing was lost."
-        raise StoppedError(message, exit_code=EXIT_INTERRUPT) from None
-    finally:
-        if isinstance(listener, LiveTable):
-            listener.close()
-    typer.echo(f"report: {run.report}")
+    report = train_and_report(recipe, words, out, resume=resume, overwrite=overwrite, dry_run=dry_run, show=_console)
+    if report is not None:
+        typer.echo(f"report: {report}")
 
 
 @app.command("eval")
@@ -277,7 +252,8 @@ def main(arguments: list[str] | None = None) -> Any:
     except LongtailError as error:
         if debug:
             traceback.print_exc()
-        _say_error(error.message, error.hint)
+        if not error.said:
+            _say_error(error.message, error.hint)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.stderr.close()

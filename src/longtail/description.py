@@ -12,6 +12,7 @@ import torch
 import longtail
 from longtail.config import NUMBERS_VERSION, Config
 from longtail.data.prepare import Prepared
+from longtail.distributed import world_size
 from longtail.evaluate import Evaluation
 from longtail.methods import Method
 from longtail.rundir import SCHEMA
@@ -30,6 +31,7 @@ def describe_run(
         "command": shlex.join(command or ["longtail", "train", f"{config.out}/config.yaml"]),
         **describe_settings(config),
         "threads": threads,
+        "processes": world_size(),
         "compiled": compiled,
         "data": {
             "name": data.name,

@@ -10,17 +10,20 @@ import torch
 from longtail.errors import ConfigError
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str, number: int | None = None) -> torch.device:
     """The device of ``run.device``: ``auto`` takes CUDA, then MPS, then the CPU.
 
-    Raises ConfigError for a name that PyTorch does not know or a device that is not there.
+    ``number`` picks one of several of a kind, for the process with this place on its machine. Raises ConfigError for a
+    name that PyTorch does not know or a device that is not there.
     """
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        mps = torch.backends.mps.is_available() and number is None
+        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
     try:
         device = torch.device(name)
+        if device.type == "cuda" and number is not None:
+            device = torch.device("cuda", number)
+            torch.cuda.set_device(device)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]

@@ -20,6 +20,8 @@ class LongtailError(Exception):
     """
 
     exit_code = EXIT_BUG
+    said = False
+    """Whether another process of the same job says it."""
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
@@ -58,6 +60,10 @@ class ResourceError(LongtailError):
     """Out of memory or disk (exit 6)."""
 
     exit_code = 6
+
+
+class LostProcessError(ResourceError):
+    """Another process of the same job is gone (exit 6)."""
 
 
 class StoppedError(LongtailError):

@@ -12,6 +12,7 @@ from types import FrameType
 
 import torch
 
+from longtail.distributed import largest
 from longtail.errors import EXIT_INTERRUPT, EXIT_SIGTERM, ResourceError, StoppedError
 from longtail.rundir import RunDir
 
@@ -28,8 +29,16 @@ class StopRequest:
         return self.signal is not None
 
     def is_set(self) -> bool:
-        """The same as a function."""
+        """Whether a stop was asked for of any process of the job, all of which ask together."""
+        self.agree()
         return self.requested
+
+    def agree(self, *others: bool) -> list[bool]:
+        """Let a stop that was asked of one process be one of all; so for other reasons, of which it returns as many."""
+        number, *found = largest(self.signal or 0, *others)
+        if number:
+            self.signal = number
+        return [bool(reason) for reason in found]
 
     def error(self, path: Path) -> StoppedError:
         """What is raised once a checkpoint is saved."""

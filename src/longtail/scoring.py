@@ -19,6 +19,7 @@ from torch import Tensor
 
 from longtail.data.images import ImageSet
 from longtail.data.views import View
+from longtail.distributed import gather_rows, largest, rank, world_size
 from longtail.errors import ConfigError
 from longtail.losses import logit_adjustment
 from longtail.methods import Method
@@ -170,13 +171,25 @@ def score(
 def _in_batches(
     method: Method, images: Tensor, plain: View, ask: Callable[[Tensor], Tensor], stopped: Callable[[], bool]
 ) -> Tensor:
-    parts = []
+    """What ``ask`` says of normalized images, a row for each; the processes of a job take a batch in turn.
+
+    A batch is the same in how many processes there are, and so are its rows.
+    """
+    batches, processes = torch.split(images, EVALUATION_BATCH), world_size()
+    found = []
     with evaluating(method):
-        for part in torch.split(images, EVALUATION_BATCH):
+        for first in range(0, len(batches), processes):
             if stopped():
                 raise EvaluationStoppedError
-            parts.append(ask(plain.apply(part, ())).float().cpu())
-    return torch.cat(parts)
+            if first + rank() < len(batches):
+                found.append(ask(plain.apply(batches[first + rank()], ())).float().cpu())
+    if processes == 1:
+        return torch.cat(found)
+    (width,) = largest(found[0].shape[1] if found else 0)
+    places = torch.split(torch.arange(len(images)), EVALUATION_BATCH)
+    dealt = [torch.cat([*places[number::processes], places[0][:0]]) for number in range(processes)]
+    rows = gather_rows(torch.cat([*found, torch.empty(0, width)]), [len(hand) for hand in dealt])
+    return torch.empty_like(rows).index_copy_(0, torch.cat(dealt), rows)
 
 
 def choose_scoring(

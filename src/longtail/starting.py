@@ -14,10 +14,12 @@ from longtail.data.prepare import Prepared
 from longtail.data.views import VIEWS, View, build_view
 from longtail.detection import training_peaks
 from longtail.device import cpu_compiler, worth_compiling
+from longtail.distributed import agreed, from_first, rank, world_size
 from longtail.errors import ConfigError, DataError
 from longtail.listeners import Listener
 from longtail.methods import Method
 from longtail.rundir import RunDir
+from longtail.sharing import Sharing
 from longtail.state import stored_config
 
 COMPILE_PAYS_FROM = 200_000
@@ -39,6 +41,65 @@ def refuse_other_config(config: Config, run: RunDir) -> None:
             f"{run.path} was started with other settings: {', '.join(keys)}.",
             hint="Resume with the same settings, or choose another out=DIR.",
         )
+
+
+def with_shards(config: Config, run: RunDir, resuming: bool) -> Config:
+    """The config with the number of shards that batch-norm sees apart, which a run keeps: one a process unless set.
+
+    Raises ConfigError where a new run's shards cannot be shared by its processes.
+    """
+    model, processes = config.model, world_size()
+    shards = model.bn_shards
+    if resuming:
+        shards = stored_config(run).model.bn_shards if shards is None else shards
+    elif model.bn == "batch" and processes > 1:
+        shards = shards or processes
+        if shards % processes:
+            raise ConfigError(
+                f"model.bn_shards={shards} cannot be shared evenly by {processes} processes.",
+                hint=f"Set a multiple of {processes}, or leave it out: then it is {processes}.",
+            )
+    return config.model_copy(update={"model": model.model_copy(update={"bn_shards": shards})})
+
+
+def share_out(config: Config, described: Mapping[str, Any], listener: Listener) -> Sharing:
+    """How batches are shared out, and a word on what that means for a run that had another number of processes.
+
+    Raises ConfigError where a batch is too small for its shards.
+    """
+    processes, shards = world_size(), config.model.bn_shards
+    before = described.get("processes", processes)
+    if before != processes:
+        listener.said(f"Going on with {_number(processes)} instead of {_number(before)}: not bit-exact.")
+    if config.model.bn == "sync":
+        return Sharing(processes, processes, rank(), least=1)
+    if processes > 1 and (shards is None or shards % processes):  # of a run that had another number of them
+        listener.said(f"From here on batch-norm sees {processes} shards of a batch, and not {shards or 1}.")
+        shards = processes
+    shards = shards or 1
+    smallest = config.optim.batch // config.optim.accumulate
+    if shards > 1 and smallest < 2 * shards:
+        raise ConfigError(
+            f"optim.batch={config.optim.batch} in {_number(config.optim.accumulate, 'part')} is too small for {shards} "
+            "shards of 2 images or more.",
+            hint="Enlarge optim.batch, or take fewer processes, or a smaller model.bn_shards.",
+        )
+    return Sharing(shards, processes, rank())
+
+
+def _number(count: int, what: str = "process") -> str:
+    return f"{count} {what}" + ("" if count == 1 else "es" if what.endswith("s") else "s")
+
+
+def refuse_other_images(data: Prepared) -> None:
+    """Raise DataError where a process reads other images than the first one."""
+    first = from_first(lambda: data.fingerprint)
+
+    def compare() -> None:
+        if data.fingerprint != first:
+            raise DataError(f"Process {rank()} reads other images than process 0.", hint="Give all the same files.")
+
+    agreed(compare)
 
 
 def pin_threads(config: Config, described: Mapping[str, Any], listener: Listener) -> int:
@@ -66,7 +127,8 @@ def should_compile(
         wanted = pays if recorded is None else bool(recorded)
     else:
         wanted = asked
-    reason = why_not_compiled(device) if wanted else None
+    talks = config.model.bn == "sync" and world_size() > 1
+    reason = ("model.bn=sync talks in every layer" if talks else why_not_compiled(device)) if wanted else None
     if not wanted or reason is None:
         return wanted
     if asked is True:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -14,16 +15,28 @@ from longtail.config import Config
 from longtail.data.images import ImageSet, Source
 from longtail.data.loader import Loader
 from longtail.data.open import open_data
+from longtail.data.prepare import Prepared
 from longtail.description import describe_run, summarize
 from longtail.detection import digest
 from longtail.device import resolve_device
+from longtail.distributed import (
+    agreed,
+    from_first,
+    in_turn,
+    is_first,
+    like_first,
+    local_rank,
+    replicated,
+    world_size,
+)
 from longtail.errors import EXIT_SIGTERM, ConfigError, DivergedError, RunError, StoppedError
 from longtail.evaluate import Evaluation, describe, evaluate, write_per_class, write_predictions
 from longtail.files import read_json, write_json
 from longtail.interrupts import locked, memory_errors, stop_signals
+from longtail.jobdir import open_run_dir
 from longtail.listeners import Both, Listener, Silent
 from longtail.optim import build_optimizer, lr_at
-from longtail.rundir import Checkpoint, RunDir
+from longtail.rundir import Checkpoint
 from longtail.scoring import EvaluationStoppedError
 from longtail.starting import (
     build_views,
@@ -32,8 +45,11 @@ from longtail.starting import (
     pin_threads,
     refuse_choice_without_val,
     refuse_other_config,
+    refuse_other_images,
+    share_out,
     should_compile,
     use_bfloat16,
+    with_shards,
 )
 from longtail.state import (
     RunState,
@@ -46,7 +62,7 @@ from longtail.state import (
     snapshot,
 )
 from longtail.trackers import Trackers
-from longtail.updating import part_sizes, update, wants_partner
+from longtail.updating import own_images, part_sizes, update, wants_partner
 
 
 def train(
@@ -66,30 +82,36 @@ def train(
     where there is none, and returns the result of a finished run); ``overwrite`` deletes an existing run folder first.
     Raises ConfigError for a folder that exists otherwise or holds another config, DataError, RunError, DivergedError,
     ResourceError, and StoppedError after SIGTERM, Ctrl-C or ``run.stop_after_minutes``.
+
+    Within :func:`longtail.distributed.job` it is one of several processes that all call it: they go through every line
+    together, and the first alone writes and speaks.
     """
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite exclude each other.")
     began = time.monotonic()
-    listener = listener or Silent()
-    trackers = Trackers(config.run.trackers, listener.said)
+    listener = listener if listener is not None and is_first() else Silent()
+    trackers = Trackers(config.run.trackers if is_first() else (), listener.said)
     listener = Both(listener, trackers)
-    run = RunDir(config.out or default_out(config))
+    run = open_run_dir(config.out or default_out(config))
     config = config.model_copy(update={"out": str(run.path)})
 
     # Everything that can be refused is refused before anything is written.
     resuming = resume and run.has_started
     described = run.description() if resuming else {}
+    config = with_shards(config, run, resuming)
     if resuming:
         refuse_other_config(config, run)
         if described["status"] == "finished":
-            results: dict[str, Any] = read_json(run.path / "results.json")
+            results: dict[str, Any] = from_first(lambda: read_json(run.path / "results.json"))
             listener.said(f"{run.path} is finished: {describe(results['last'])} (last epoch)")
             return results
     elif not (overwrite or (resume and run.is_run)):
         run.refuse_unless_new()
-    device = resolve_device(config.run.device)
+    sharing = share_out(config, described, listener)
+    device = agreed(lambda: resolve_device(config.run.device, local_rank() if world_size() > 1 else None))
     threads = pin_threads(config, described, listener)
-    data = open_data(config.data, source, listener.said)
+    data = in_turn(lambda: open_data(config.data, source, listener.said))
+    refuse_other_images(data)
     if resuming and described["data"]["fingerprint"] != data.fingerprint:
         raise RunError(f"The images are not those that {run.path} was trained on.")
     refuse_choice_without_val(config, data)
@@ -97,11 +119,12 @@ def train(
     method = build_method(config, data.stats.counts, size)
     config.test.check(method)
     views = build_views(config, data)
-    peaks = find_peaks(config, data, method, views, saliency, listener)
+    peaks = in_turn(lambda: find_peaks(config, data, method, views, saliency, listener))
     if resuming and described.get("peaks") != digest(peaks):
         raise RunError(f"The saliency maps are not those that {run.path} was trained with.")
-    if not (resuming and run.has_checkpoint) and (said := begin(method, config)) is not None:
+    if not (resuming and run.has_checkpoint) and (said := from_first(lambda: begin(method, config))) is not None:
         listener.said(said)
+    like_first(method)
     method.to(device)
     selection, reported = (data.val or data.evaluation).to(device), data.evaluation.to(device)
     optimizer = build_optimizer(method, config.optim, method.rates)
@@ -115,6 +138,7 @@ def train(
         config.seed,
         workers=config.run.workers,
         peaks=peaks,
+        own=own_images(config.optim, sharing),
     )
     steps = config.optim.epochs * loader.steps_per_epoch
     passes = config.optim.epochs * len(data.train) * method.stacks()[0] * (1 if config.optim.sam is None else 2)
@@ -123,7 +147,8 @@ def train(
         use_bfloat16(method, device)
     if compiled:
         part = part_sizes(min(config.optim.batch, len(data.train)), config.optim)[0]
-        method.compile_for(part, size, views["contrastive"].size)
+        method.compile_for(sharing.largest(part), size, views["contrastive"].size)
+    replica = replicated(method, leaves_unused=method.leaves_unused)
 
     state, step = RunState(), 0
     if overwrite:
@@ -159,13 +184,17 @@ def train(
         def evaluated(images: ImageSet) -> Evaluation:
             return evaluate(method, images, data, views["plain"], groups, config.test, stop.is_set)
 
-        def stop_if_asked() -> None:
+        def stop_if_asked() -> bool:
+            """Stop where any process was asked to, and return whether any is due to save."""
             # A run past its last step needs less than a resume would. Evaluations go on: every start gets somewhere.
             late = step < steps and time.monotonic() - began > 60 * (config.run.stop_after_minutes or math.inf)
+            due = time.monotonic() - last_save > 60 * config.run.checkpoint_minutes
+            late, due = stop.agree(late, due)
             if stop.requested or late:
                 save()
                 run.update_description(status="stopped")
                 raise stop.error(run.path) if stop.requested else out_of_time(config)
+            return due
 
         try:
             method.train()
@@ -177,7 +206,8 @@ def train(
                 epoch_started, images_seen = time.monotonic(), 0
                 for batch in loader.iterate(step, (epoch + 1) * loader.steps_per_epoch, partners):
                     lr = lr_at(config.optim, step, loader.steps_per_epoch)
-                    done = update(method, optimizer, batch, loader.progress(step), lr, config.optim)
+                    at = loader.progress(step)
+                    done = update(method, optimizer, batch, at, lr, config.optim, sharing, replica)
                     if average is not None:
                         average.update(method, step)
                     step += 1
@@ -186,8 +216,7 @@ def train(
                     state.add(logs, done.forwarded)
                     images_seen += done.forwarded
                     listener.stepped(step, logs, images_seen / (time.monotonic() - epoch_started))
-                    stop_if_asked()
-                    if time.monotonic() - last_save > 60 * config.run.checkpoint_minutes:
+                    if stop_if_asked():
                         save()
 
                 rate = images_seen / max(time.monotonic() - epoch_started, 1e-9)
@@ -231,12 +260,19 @@ def train(
             raise
         assert evaluation is not None, "the last epoch is always evaluated"
         results = summarize(config, data, method, state, evaluation, best_numbers, about["config_key"])
-        write_per_class(run.path / "per_class.csv", evaluation, data, groups)
-        write_predictions(run.path / "predictions.csv", evaluation, data.evaluation)
-        write_json(run.path / "results.json", results)
+        from_first(lambda: write_results(run.path, results, evaluation, data, groups))
         run.update_description(status="finished", timings={"train_seconds": results["train_seconds"]})
     listener.finished(results)
     return results
+
+
+def write_results(
+    folder: Path, results: dict[str, Any], evaluation: Evaluation, data: Prepared, groups: tuple[int, int]
+) -> None:
+    """The tables of a run that is over, and results.json last: with it the run counts as finished."""
+    write_per_class(folder / "per_class.csv", evaluation, data, groups)
+    write_predictions(folder / "predictions.csv", evaluation, data.evaluation)
+    write_json(folder / "results.json", results)
 
 
 def out_of_time(config: Config) -> StoppedError:

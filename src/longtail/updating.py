@@ -8,11 +8,14 @@ import math
 from collections.abc import Callable, Iterator
 
 import torch
+from torch import Tensor, nn
 
 from longtail.config import OptimSettings
+from longtail.distributed import adding_up
 from longtail.errors import DivergedError
 from longtail.methods import Batch, Method, Progress
 from longtail.rng import generator, keyed_global_rng
+from longtail.sharing import ALONE, Shares, Sharing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,22 +39,30 @@ class PartProgress(Progress):
 
 
 def update(
-    method: Method, optimizer: torch.optim.Optimizer, batch: Batch, at: Progress, lr: float, settings: OptimSettings
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    at: Progress,
+    lr: float,
+    settings: OptimSettings,
+    sharing: Sharing = ALONE,
+    replica: nn.Module | None = None,
 ) -> Update:
     """Take one step of the optimizer at the rate ``lr``, times the ``rate`` of each group of parameters.
 
     g = gradient of the loss at the weights w; with ``sam``, at w + rho g / |g| instead; with ``clip``,
     g := g min(1, clip / |g|). Norms are over all parameters together. Raises DivergedError before the step where a loss
-    or a clipped norm is not finite.
+    or a clipped norm is not finite. ``sharing`` and ``replica``, the method behind
+    :func:`longtail.distributed.replicated`, are those of several processes; loss, gradients and norms are alike in all.
     """
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("rate", 1.0)
     optimizer.zero_grad(set_to_none=True)
-    done = add_gradients(method, batch, at, lr, settings)
+    done = add_gradients(method, batch, at, lr, settings, sharing, replica)
     if settings.sam is not None:
         with climbed(method, settings.sam):
             optimizer.zero_grad(set_to_none=True)
-            again = add_gradients(method, batch, at, lr, settings)
+            again = add_gradients(method, batch, at, lr, settings, sharing, replica)
         done = dataclasses.replace(done, forwarded=done.forwarded + again.forwarded)
     if settings.clip is not None:
         norm = float(torch.nn.utils.clip_grad_norm_(method.parameters(), settings.clip))
@@ -60,7 +71,15 @@ def update(
     return done
 
 
-def add_gradients(method: Method, batch: Batch, at: Progress, lr: float, settings: OptimSettings) -> Update:
+def add_gradients(
+    method: Method,
+    batch: Batch,
+    at: Progress,
+    lr: float,
+    settings: OptimSettings,
+    sharing: Sharing = ALONE,
+    replica: nn.Module | None = None,
+) -> Update:
     """Add the gradients of sum_j (n_j / n) loss_j over micro-batches j of n_j of the batch's n images.
 
     Each is a batch of its own to the method: batch-norm, contrastive terms and draws of mixing. A term that only some
@@ -68,21 +87,22 @@ def add_gradients(method: Method, batch: Batch, at: Progress, lr: float, setting
     micro-batches of equal size, the remainder of an epoch leaking into the next. Here: by share and within one batch,
     because the sum is then the loss of the batch, whatever its size.
     """
-    images, first = len(batch.target), 0
-    sizes = part_sizes(images, settings)
+    images = len(batch.target)
+    parts = split_up(batch, settings, sharing)
+    forward = method if replica is None else replica
     loss, forwarded = 0.0, 0
     terms, shares = dict[str, float](), dict[str, float]()
-    for here, size in zip(places(at, len(sizes)), sizes, strict=True):
-        part = batch if len(sizes) == 1 else part_of(batch, slice(first, first + size))
-        if part.partner is not None and len(sizes) > 1 and not method.needs_partner(here):
+    for here, part in zip(places(at, len(parts)), parts, strict=True):
+        size = len(part.target)
+        if part.partner is not None and len(parts) > 1 and not method.needs_partner(here):
             part = dataclasses.replace(part, partner=None)
-        first += size
         stream = ("part", here.part) if isinstance(here, PartProgress) else ()
-        with keyed_global_rng(at.seed, "step", at.step, *stream):
-            output = method(part, here)
-        value, share = float(output.loss.detach()), size / images
-        refuse_unless_finite("loss", value, part, at, lr)
-        (output.loss * share).backward()
+        with adding_up(forward, last=part is parts[-1]):
+            with keyed_global_rng(at.seed, "step", at.step, *stream):
+                output = forward(part, here)
+            value, share = float(output.loss.detach()), size / images
+            refuse_unless_finite("loss", value, part, at, lr)
+            (output.loss * share).backward()
         loss += share * value
         forwarded += len(part.views) * size if output.forwarded is None else output.forwarded
         for name, term in output.logs.items():
@@ -129,15 +149,50 @@ def part_sizes(images: int, settings: OptimSettings) -> list[int]:
     return [images // parts + (part < images % parts) for part in range(parts)]
 
 
-def part_of(batch: Batch, taken: slice) -> Batch:
-    """The images ``taken`` of a batch, with all that belongs to them."""
+def split_up(batch: Batch, settings: OptimSettings, sharing: Sharing = ALONE) -> list[Batch]:
+    """The micro-batches of a batch, each shared out by itself."""
+    sizes = part_sizes(len(batch.target), settings)
+    if len(sizes) == 1 and sharing.shards == 1:
+        return [batch]
+    parts, first, seen = [], 0, 0
+    for size in sizes:
+        shares = sharing.of(size)
+        made = size if shares is None else shares.counts[shares.rank]
+        parts.append(part_of(batch, slice(first, first + size), slice(seen, seen + made), shares))
+        first, seen = first + size, seen + made
+    return parts
+
+
+def part_of(batch: Batch, taken: slice, made: slice | None = None, shares: Shares | None = None) -> Batch:
+    """The images ``taken`` of a batch, with all that belongs to them; ``made`` are their places in its views."""
     return Batch(
-        tuple(view[taken] for view in batch.views),
+        tuple(view[taken if made is None else made] for view in batch.views),
         batch.target[taken],
         batch.index[taken],
-        None if batch.partner is None else part_of(batch.partner, taken),
+        None if batch.partner is None else part_of(batch.partner, taken, made, shares),
         None if batch.peaks is None else batch.peaks[taken],
+        shares,
     )
+
+
+def own_images(settings: OptimSettings, sharing: Sharing) -> Callable[[int], Tensor] | None:
+    """Which of a batch's images this process makes views of, by the batch's size: its rows of every micro-batch.
+
+    None where it makes all of them.
+    """
+    if sharing.processes == 1:
+        return None
+
+    def places_of(images: int) -> Tensor:
+        first, found = 0, []
+        for size in part_sizes(images, settings):
+            shares = sharing.of(size)
+            assert shares is not None, "several processes have several shards"
+            found.append(torch.arange(first, first + size)[shares.rows])
+            first += size
+        return torch.cat(found)
+
+    return places_of
 
 
 def wants_partner(method: Method, accumulate: int) -> Callable[[Progress], bool]:

@@ -8,19 +8,32 @@ import torch
 from torch import Tensor
 
 from longtail.rng import generator
+from longtail.sharing import Shares
 
 
 @dataclass(frozen=True)
 class Batch:
     """One step's images: ``views``, each (B, 3, H, W) float32 normalized; ``target`` (B,) int64; ``index`` (B,) int64,
     positions in the training set; ``partner``, a second batch of B images drawn by the method's partner sampler;
-    ``peaks`` (B, 2) int64, row and column of each image's salient peak in ``views[0]``, where the method wants it."""
+    ``peaks`` (B, 2) int64, row and column of each image's salient peak in ``views[0]``, where the method wants it.
+
+    With ``shares`` the views are those of some of the B images, the share of this process; all else is of the batch.
+    """
 
     views: tuple[Tensor, ...]
     target: Tensor
     index: Tensor
     partner: Batch | None = None
     peaks: Tensor | None = None
+    shares: Shares | None = None
+
+    def own(self, values: Tensor) -> Tensor:
+        """Of values (B, ...) of the batch those of the images that are in ``views``, (b, ...)."""
+        return values if self.shares is None else values[self.shares.rows]
+
+    def in_full(self, values: Tensor) -> Tensor:
+        """Values (b, ...) of the images in ``views`` as values (B, ...) of the batch."""
+        return values if self.shares is None else self.shares.in_full(values)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from longtail.data.batch import Batch, DataNeeds, Progress
 from longtail.data.images import ImageSet
 from longtail.data.sampling import epoch_plan, sampler_named
-from longtail.data.views import View
+from longtail.data.views import View, select
 from longtail.errors import ConfigError
 from longtail.rng import generator
 
@@ -22,7 +22,8 @@ class Loader:
 
     The images stay stacked on one device as uint8; ``views`` maps a role to its augmentation. With ``workers`` > 0
     that many threads make batches ahead; the batches are the same. ``peaks`` (N, 2) are the salient peaks of the
-    training images, row and column, where ``needs.detector`` names one; the first view carries them along.
+    training images, row and column, where ``needs.detector`` names one; the first view carries them along. ``own``
+    says which images of a batch of n this process makes views of, by their places (b,): draws are those of the batch.
     """
 
     def __init__(
@@ -36,12 +37,13 @@ class Loader:
         *,
         workers: int = 0,
         peaks: Tensor | None = None,
+        own: Callable[[int], Tensor] | None = None,
     ) -> None:
         self.train, self.needs, self.views = train, needs, views
         if (peaks is None) != (needs.detector is None) or (peaks is not None and peaks.shape != (len(train), 2)):
             given = "none" if peaks is None else tuple(peaks.shape)
             raise ConfigError(f"The method's detector is {needs.detector}, and the peaks given are {given}.")
-        self.peaks = peaks
+        self.peaks, self.own = peaks, own
         self.batch_size, self.epochs, self.seed, self.workers = batch, epochs, seed, workers
         self.labels = train.labels.cpu()
         self._plans: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
@@ -80,18 +82,17 @@ class Loader:
     def _make(
         self, indices: Tensor, roles: Sequence[str], purpose: str, step: int, partner: Batch | None = None
     ) -> Batch:
-        placed = indices.to(self.train.images.device)
-        images = self.train.images[placed]
+        device = self.train.images.device
+        own = None if self.own is None else self.own(len(indices))
+        images = self.train.images[(indices if own is None else indices[own]).to(device)]
         made, peaks = [], None
         for number, role in enumerate(roles):
             view, draws = self.views[role], generator(self.seed, purpose, number, step)
+            params = view.draw(torch.tensor(images.shape[-2:]).expand(len(indices), 2), draws)
+            made.append(view.apply(images, params if own is None else select(params, own)))
             if number == 0 and self.peaks is not None:
-                params = view.draw(torch.tensor(images.shape[-2:]).expand(len(images), 2), draws)
-                made.append(view.apply(images, params))
                 peaks = view.carry_points(self.peaks[indices], params).round().to(torch.int64)
-            else:
-                made.append(view(images, draws))
-        return Batch(tuple(made), self.train.labels[placed], indices, partner, peaks)
+        return Batch(tuple(made), self.train.labels[indices.to(device)], indices, partner, peaks)
 
     def iterate(self, start: int, stop: int, wants_partner: Callable[[Progress], bool]) -> Iterator[Batch]:
         """The batches of steps ``start`` to ``stop`` - 1, made ahead by threads where ``workers`` > 0."""

@@ -43,6 +43,8 @@ class Method(nn.Module, abc.ABC):
     """What begins anew even where ``init`` holds it, as beginnings of tensor names."""
     rates: Mapping[str, float] = MappingProxyType({})
     """Multiples of the learning rate, by beginnings of parameter names; 1 for the others."""
+    leaves_unused = False
+    """Whether some step gives some parameter no gradient: several processes have to know, to wait for none."""
     answers_for: Answers = "training"
     """The class prior for which softmax(``logits``) is the probability of a class: what the loss asks for at its
     optimum, not what a network that memorizes its images does."""

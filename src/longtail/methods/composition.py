@@ -234,10 +234,11 @@ class SaliencyMix:
         assert network is not None, "peaks may be asked of the network"
         size = (images.shape[-2], images.shape[-1])
         located = self.locate(network, partner, at, "partner saliency")
-        boxes = boxes_around(located.peaks, torch.full((len(images),), drawn), size)
+        boxes = boxes_around(located.peaks, torch.full((len(target),), drawn), size)
         lam = visible_fraction(boxes, size)
         mixed_target = mix_labels(target, soft_target(partner.target, target.shape[1]), lam)
-        return Mixed(paste(images, partner.views[0], boxes), mixed_target, boxes, lam, located.forwarded)
+        pasted = paste(images, partner.views[0], partner.own(boxes))
+        return Mixed(pasted, mixed_target, boxes, lam, located.forwarded)
 
 
 def _cmo(own: MixingSettings, size: int, counts: Sequence[int]) -> Mixing:

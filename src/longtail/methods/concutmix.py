@@ -96,7 +96,7 @@ class ConCutMix(Method):
     def forward(self, batch: Batch, at: Progress) -> StepOutput:
         own, images = self.settings, batch.target.shape[0]
         mixed = self.mixing(batch.views[0], soft_target(batch.target, len(self.counts)), batch.partner, at)
-        features = self.network.features_of(mixed.images, *batch.views[1:])
+        features = self.network.features_of(mixed.images, *batch.views[1:], shares=batch.shares)
         projected, centers = self.network.project(features), self.network.centers()
 
         target, logs = mixed.target, {}

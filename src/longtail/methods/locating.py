@@ -48,19 +48,21 @@ class Locator:
 
     def __call__(self, network: Network, batch: Batch, at: Progress, purpose: str = "saliency") -> Located:
         images = batch.views[0]
-        count, size = len(images), (images.shape[-2], images.shape[-1])
+        count, size = len(batch.target), (images.shape[-2], images.shape[-1])
         if self.wanted is not None:
             assert batch.peaks is not None, "the loader brings the peaks that the method declares"
             return Located(batch.peaks.to(images.device))
         entry = DETECTORS[self.detector]
         if entry.network_maps is not None:
-            maps = entry.network_maps(network, images, batch.target)
-            if not bool(torch.isfinite(maps).all()):
+            maps = entry.network_maps(network, images, batch.own(batch.target))
+            # Of the whole batch, so that a fault is one of every process.
+            if not bool(batch.in_full(torch.isfinite(maps).flatten(1).all(dim=1).byte()).all()):
                 raise DivergedError(
                     f"The saliency maps of '{self.detector}' are not finite in step {at.step}.", hint="Lower optim.lr."
                 )
             # A random one of equal peaks: coarse maps tie over whole cells, and one of zeros would mean the corner.
-            return Located(peak(maps, generator=at.generator(purpose)), count)
+            drawn = torch.randint(2**62, (count,), generator=at.generator(purpose))
+            return Located(batch.in_full(peak(maps, drawn=batch.own(drawn))), count)
         if self.detector == "random":
             return Located(random_centers(count, size, at.generator(purpose)).to(images.device))
         return Located(image_centers(count, size).to(images.device))

@@ -92,10 +92,11 @@ class PaCo(Method):
         images, others = batch.views
         if self.training and at.step != self._step:
             self.begin(at)
-        features = self.network.features(images)
+        features = self.network.features_of(images, shares=batch.shares)
         queries = F.normalize(self.network.project(features), dim=1)
         # No torch.no_grad: nothing in here is trained, so there is a graph only where someone asks for the pixels'.
-        keys = F.normalize(self.key_encoder.project(self.key_encoder.features(others)), dim=1)
+        seen = self.key_encoder.features_of(others, shares=batch.shares)
+        keys = F.normalize(self.key_encoder.project(seen), dim=1)
 
         queue, queue_labels = self._before if self.training else (self.queue, self.queue_labels)
         center, samples = parametric_contrastive_terms(
@@ -114,7 +115,7 @@ class PaCo(Method):
             self._places.add(at)
             self.enqueue(keys, labels)
         logs = {"classification": center.detach(), "contrastive": samples.detach()}
-        return StepOutput(center + samples, logs, len(images) + len(others))
+        return StepOutput(center + samples, logs, len(features) + len(seen))
 
     @torch.no_grad()
     def begin(self, at: Progress) -> None:

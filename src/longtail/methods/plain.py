@@ -69,7 +69,7 @@ class Plain(Method):
         partner = batch.partner if self.settings.mixes(at) else None
         target = soft_target(batch.target, self.classes)
         mixed = self.mixing(batch.views[0], target, partner, at, self.network)
-        features = self.network.features_of(mixed.images, *batch.views[1:])
+        features = self.network.features_of(mixed.images, *batch.views[1:], shares=batch.shares)
         classification = self.criterion(self.network.classifier(features[:images]), mixed.target, at)
         loss = self.settings.alpha * classification
         logs = {"classification": classification.detach()}

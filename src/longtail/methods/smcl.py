@@ -95,6 +95,7 @@ class SMCL(Method):
         self.answers_for = self.criterion.answers_for
         self.locate = Locator(settings.detector, given=settings.saliency_maps is not None)
         self.locate.check(self.network)
+        self.leaves_unused = settings.mu > 0 and settings.contrastive_from != 0
         masking = settings.mask_probability > 0
         forwards_partner = settings.mu > 0 or settings.forward_partner
         self.needs = DataNeeds(
@@ -133,9 +134,9 @@ class SMCL(Method):
         images = batch.views[0]
         size = (images.shape[-2], images.shape[-1])
         located = self.locate(self.network, batch, at)
-        drawn = draw_beta(len(images), self.settings.mask_alpha, at.generator("mask")).float()
+        drawn = draw_beta(len(batch.target), self.settings.mask_alpha, at.generator("mask")).float()
         boxes = boxes_around(located.peaks, drawn, size, at_edge=self.settings.at_edge)
-        erased = erase(images, boxes, fill_color(self.settings.fill, images, at))
+        erased = erase(images, batch.own(boxes), fill_color(self.settings.fill, batch, at))
         return Masked(erased, visible_fraction(boxes, size), batch.partner.target, located.forwarded)
 
     def forward(self, batch: Batch, at: Progress) -> StepOutput:
@@ -146,7 +147,7 @@ class SMCL(Method):
         if beside:
             assert batch.partner is not None, "needs_partner asks for it"
             views += ([] if masked is None else [batch.views[0]]) + [batch.partner.views[0]]
-        features = self.network.features(torch.cat(views) if len(views) > 1 else views[0])
+        features = self.network.features_of(*views, shares=batch.shares)
 
         target = soft_target(labels, self.classes)
         if masked is not None:
@@ -179,10 +180,12 @@ class SMCL(Method):
         return stay + move
 
 
-def fill_color(fill: Fill, images: Tensor, at: Progress) -> Tensor:
-    """What stands in an erased box of normalized images: a value for all, or a tensor (B, 3, 1, 1) or (B, 3, H, W)."""
+def fill_color(fill: Fill, batch: Batch, at: Progress) -> Tensor:
+    """What stands in an erased box of view 0: a value for all, or a tensor (B, 3, 1, 1) or (B, 3, H, W)."""
+    images = batch.views[0]
     if fill == "image-mean":
         return images.mean(dim=(2, 3), keepdim=True)
     if fill == "noise":
-        return torch.randn(images.shape, generator=at.generator("mask fill")).to(images)
+        shape = (len(batch.target), *images.shape[1:])
+        return batch.own(torch.randn(shape, generator=at.generator("mask fill"))).to(images)
     return torch.zeros((), dtype=images.dtype, device=images.device)

@@ -110,10 +110,11 @@ class SMCLConCutMix(Method):
         if own.place == "salient" or own.mu > 0:
             located = self.locate(self.network, batch, at)
             salient, forwarded = boxes_like(box, located.peaks), located.forwarded
-            erased = erase(images, salient) if own.mu > 0 else None
+            erased = erase(images, batch.own(salient)) if own.mu > 0 else None
         if own.place == "salient" and salient is not None:
             source = self.locate(self.network, partner, at, "partner saliency")
-            mixed = transplant(images, partner.views[0], salient, boxes_like(box, source.peaks))
+            places = partner.own(boxes_like(box, source.peaks))
+            mixed = transplant(images, partner.views[0], batch.own(salient), places)
             forwarded += source.forwarded
         else:
             mixed = paste(images, partner.views[0], box)
@@ -127,7 +128,7 @@ class SMCLConCutMix(Method):
         views = [batch.views[0] if made is None else made.images, *batch.views[1:]]
         if made is not None and made.erased is not None:
             views.append(made.erased)
-        features = self.network.features_of(*views)
+        features = self.network.features_of(*views, shares=batch.shares)
         projected, centers = self.network.project(features), self.network.centers()
 
         logs: dict[str, Tensor] = {}

@@ -89,7 +89,8 @@ class TwoStage(Method):
         return logits if self.scales is None else self.scales * logits
 
     def forward(self, batch: Batch, at: Progress) -> StepOutput:
-        logits = self.scaled(self.network.classifier(self.network.features(batch.views[0])))
+        features = self.network.features_of(batch.views[0], shares=batch.shares)
+        logits = self.scaled(self.network.classifier(features))
         loss = self.criterion(logits, soft_target(batch.target, self.classes), at)
         return StepOutput(loss, {"classification": loss.detach()})
 

@@ -9,12 +9,16 @@ from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
+from longtail.distributed import gather_rows
 from longtail.models import build_backbone
 from longtail.models.heads import CosineClassifier, LinearClassifier, MLPHead, build_classifier
+from longtail.models.normalization import RunningStatistics, synchronize
 from longtail.rng import keyed_global_rng
 from longtail.settings import Settings
+from longtail.sharing import Shares
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -26,6 +30,17 @@ class ModelSettings(Settings):
     """The network without its classifier."""
     classifier: Literal["linear", "cosine"] = "linear"
     """linear: W h + b; cosine: 30 times the cosine of h and W."""
+    bn: Literal["batch", "sync"] = "batch"
+    """The backbone's batch-norm with several processes: over the images of each apart, or over all of them."""
+    bn_shards: int | None = Field(None, ge=1)
+    """Shards of a batch that the backbone's batch-norm sees apart; null is one a process. For bn=batch only."""
+
+    @field_validator("bn_shards")
+    @classmethod
+    def _not_of_the_whole(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and value > 1 and info.data.get("bn") == "sync":
+            raise ValueError("contradicts model.bn=sync, which is over the whole batch")
+        return value
 
 
 class ProjectionSettings(Settings):
@@ -64,7 +79,10 @@ class Network(nn.Module):
         # Channels last: the faster layout for convolutions on a CPU, and the one of the reference vectors, whose
         # batch-norm sums differ from the other layout's in the last bits.
         self.backbone.to(memory_format=torch.channels_last)
-        width = int(self.backbone.feature_dim)
+        self.synced = model.bn == "sync"
+        if self.synced:
+            synchronize(self.backbone)
+        self.width = width = int(self.backbone.feature_dim)
         self.classifier: LinearClassifier | CosineClassifier = initialized(
             "classifier", lambda: build_classifier(model.classifier, width, classes)
         )
@@ -94,15 +112,19 @@ class Network(nn.Module):
         out: Tensor = self.backbone(images)
         return out
 
-    def features_of(self, *views: Tensor) -> Tensor:
+    def features_of(self, *views: Tensor, shares: Shares | None = None) -> Tensor:
         """h of each view (B_v, 3, H_v, W_v), one under the other: views of one size go through together.
 
         Views of another size than the first go alone, before it, and leave batch-norm's running statistics as they are:
-        those are for evaluation, of images of the first one's size.
+        those are for evaluation, of images of the first one's size. With ``shares`` the views hold the images of this
+        process alone, and the features are those of the whole batch: each shard goes through the backbone apart, and
+        what follows on it is computed alike in every process.
         """
+        if shares is not None:
+            return self._features_in_shards(views, shares)
         sizes = dict.fromkeys(view.shape[-2:] for view in views)
         if len(sizes) == 1:
-            return self.features(torch.cat(views))
+            return self.features(views[0] if len(views) == 1 else torch.cat(views))
         found: dict[int, Tensor] = {}
         for size in reversed(sizes):
             numbers = [number for number, view in enumerate(views) if view.shape[-2:] == size]
@@ -112,6 +134,35 @@ class Network(nn.Module):
             parts = torch.split(features, [len(views[number]) for number in numbers])
             found |= dict(zip(numbers, parts, strict=True))
         return torch.cat([found[number] for number in range(len(views))])
+
+    def _features_in_shards(self, views: tuple[Tensor, ...], shares: Shares) -> Tensor:
+        statistics = RunningStatistics(self.backbone)
+        # What a backbone draws (dropout) is keyed by the shard, whichever process has it.
+        drawn = int(torch.randint(2**62, ()))
+        made, first, images = [], 0, sum(shares.sizes)
+        for shard in shares.own:
+            size = shares.sizes[shard]
+            own = [view[first : first + size] for view in views]
+            first += size
+            if size == 0 and not self.synced:
+                made.append(self._no_features(own[0]))
+                continue
+            with keyed_global_rng(drawn, "shard", shard):
+                made.append(self.features_of(*own))
+            statistics.add(size / images)
+        statistics.settle()
+        rows = gather_rows(torch.cat(made), [len(views) * count for count in shares.counts])
+        if len(views) == 1:
+            return rows
+        parts = torch.split(rows, [len(views) * size for size in shares.sizes])
+        by_view = [part.view(len(views), size, self.width) for part, size in zip(parts, shares.sizes, strict=True)]
+        return torch.cat(by_view, dim=1).flatten(0, 1)
+
+    def _no_features(self, images: Tensor) -> Tensor:
+        """Features (0, width) of no image, with a gradient of 0 for every weight: the other processes wait for it."""
+        weights = [weight.sum() for weight in self.backbone.parameters() if weight.requires_grad]
+        nothing = images.new_zeros(0, self.width)
+        return nothing + 0 * torch.stack(weights).sum() if weights and torch.is_grad_enabled() else nothing
 
     def logits(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) to logits (B, C), without any training offset."""

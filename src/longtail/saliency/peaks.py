@@ -10,7 +10,7 @@ from torch import Tensor
 from longtail.errors import DataError
 
 
-def peak(maps: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+def peak(maps: Tensor, *, generator: torch.Generator | None = None, drawn: Tensor | None = None) -> Tensor:
     """Row and column of the largest value of each map: the first in raster order, or one of the equals at random.
 
     The brightest and the darkest spot of an image always tie in a map of
@@ -19,6 +19,7 @@ def peak(maps: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
     Args:
         maps: (B, H, W), finite.
         generator: CPU generator for a uniform choice among the largest, one draw a map; none for the first.
+        drawn: (B,) int64 from 0 to 2^62 - 1, in the place of what the generator would draw.
 
     Returns:
         (B, 2) int64 row and column on the device of ``maps``.
@@ -37,6 +38,8 @@ def peak(maps: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
     if generator is not None:
         # An integer, because not every device has the float64 that a fraction of many ties needs.
         nth = torch.randint(2**62, (count,), generator=generator)
+    if drawn is not None:
+        nth = drawn
     nth = nth.to(maps.device).remainder(largest.sum(1))[:, None]
     position = torch.arange(height * width, device=maps.device)
     chosen = largest & (largest.cumsum(1) == nth + 1)
