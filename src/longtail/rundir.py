@@ -195,15 +195,17 @@ class RunDir:
 
     # Checkpoints ------------------------------------------------------------------------------------------------
 
-    def save_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Write ``checkpoints/step-N`` and keep it and the newest before it.
+    def save_checkpoint(self, checkpoint: Checkpoint, kept: int | None = None) -> None:
+        """Write ``checkpoints/step-N`` and keep it and one before it: that of step ``kept``, else the newest.
 
-        Later ones are damaged: the run was resumed from before them, and makes them anew.
+        Later ones are damaged, or the run went back to before them: it makes them anew.
         """
         self._save(f"step-{checkpoint.step}", checkpoint)
         steps = self._steps()
-        later = [name for step, name in steps if step > checkpoint.step]
-        for old in later + [name for step, name in steps if step <= checkpoint.step][KEPT_CHECKPOINTS:]:
+        before = [step for step, _ in steps if step < checkpoint.step]
+        before.sort(key=lambda step: step != kept)  # stable: the newest stays first but for ``kept``
+        wanted = {checkpoint.step, *before[: KEPT_CHECKPOINTS - 1]}
+        for old in [name for step, name in steps if step not in wanted]:
             # The JSON goes first: without it the pair is not a checkpoint, whatever happens in between.
             (self.checkpoints / f"{old}.json").unlink(missing_ok=True)
             (self.checkpoints / f"{old}.safetensors").unlink(missing_ok=True)
@@ -245,6 +247,11 @@ class RunDir:
         A damaged one is passed over with a line in ``warnings``; if all are damaged, RunError names each.
         """
         return self._first_good([name for _, name in self._steps()])
+
+    def load_step(self, step: int) -> Checkpoint | None:
+        """The checkpoint of that step, or None where there is none; raises RunError where it is damaged."""
+        name = f"step-{step}"
+        return self._first_good([name]) if (self.checkpoints / f"{name}.json").is_file() else None
 
     def load_best(self) -> Checkpoint:
         """The best checkpoint; raises RunError where there is none or it is damaged."""

@@ -19,7 +19,9 @@ from longtail.detection import digest
 from longtail.device import resolve_device
 from longtail.errors import EXIT_SIGTERM, ConfigError, DivergedError, RunError, StoppedError
 from longtail.evaluate import Evaluation, describe, evaluate, write_per_class, write_predictions
+from longtail.faults import inflict, planned_faults
 from longtail.files import read_json, write_json
+from longtail.guarding import Guard
 from longtail.interrupts import locked, memory_errors, stop_signals
 from longtail.listeners import Listener, Silent
 from longtail.optim import build_optimizer, lr_at
@@ -45,7 +47,7 @@ from longtail.state import (
     shown_tensors,
     snapshot,
 )
-from longtail.updating import part_sizes, update, wants_partner
+from longtail.updating import part_sizes, wants_partner
 
 
 def train(
@@ -84,6 +86,7 @@ def train(
             return results
     elif not (overwrite or (resume and run.is_run)):
         run.refuse_unless_new()
+    faults = planned_faults()
     device = resolve_device(config.run.device)
     threads = pin_threads(config, described, listener)
     data = open_data(config.data, source, listener.said)
@@ -141,8 +144,12 @@ def train(
             # Initial weights count in the key by content, and may have been moved since.
             about |= {"resumed_with": about["command"], "command": described["command"]}
             about["config_key"] = described.get("config_key", about["config_key"])
+        if faults:
+            about["faults"] = [str(fault) for fault in faults]
+            inflict(faults, method, lambda: state.returns)
         run.update_description(**about, status="running", steps=steps)
         listener.started(config, data, steps, step)
+        guard = Guard(run, config, data, method, optimizer, average, state, loader.steps_per_epoch, listener)
         evaluation: Evaluation | None = None
         last_save = time.monotonic()
 
@@ -150,7 +157,8 @@ def train(
             nonlocal last_save
             state.seconds += time.monotonic() - last_save
             last_save = time.monotonic()
-            run.save_checkpoint(snapshot(step, method, optimizer, state, average))
+            if not guard.spoiled:  # else the next loss shows it, and the checkpoints before this are good
+                run.save_checkpoint(snapshot(step, method, optimizer, state, average), guard.epoch_start)
 
         def evaluated(images: ImageSet) -> Evaluation:
             return evaluate(method, images, data, views["plain"], groups, config.test, stop.is_set)
@@ -166,35 +174,47 @@ def train(
         try:
             method.train()
             partners = wants_partner(method, config.optim.accumulate)
-            for epoch in range(state.epochs_done, config.optim.epochs):
+            while (epoch := state.epochs_done) < config.optim.epochs:
                 if config.optim.patience is not None and state.unimproved >= config.optim.patience:
                     listener.said(f"Ended after epoch {epoch - 1}: on val, epoch {state.best_epoch} stays the best.")
                     break
                 epoch_started, images_seen = time.monotonic(), 0
                 for batch in loader.iterate(step, (epoch + 1) * loader.steps_per_epoch, partners):
-                    lr = lr_at(config.optim, step, loader.steps_per_epoch)
-                    done = update(method, optimizer, batch, loader.progress(step), lr, config.optim)
-                    if average is not None:
-                        average.update(method, step)
+                    lr = state.rate_scale * lr_at(config.optim, step, loader.steps_per_epoch)
+                    done = guard.update(batch, loader.progress(step), lr)
                     step += 1
-
-                    logs = {"loss": done.loss, **done.logs}
-                    state.add(logs, done.forwarded)
-                    images_seen += done.forwarded
+                    logs = {"loss": math.nan}
+                    if done is not None:
+                        if average is not None:
+                            average.update(method, step - 1)
+                        logs = {"loss": done.loss, **done.logs}
+                        state.add(logs, done.forwarded)
+                        images_seen += done.forwarded
                     listener.stepped(step, logs, images_seen / (time.monotonic() - epoch_started))
+                    if guard.fails:
+                        break
                     stop_if_asked()
                     if time.monotonic() - last_save > 60 * config.run.checkpoint_minutes:
                         save()
 
+                # Values that are not finite: everything is put back to the epoch's beginning.
+                if guard.fails or guard.spoiled:
+                    step = guard.go_back()
+                    continue
+
                 rate = images_seen / max(time.monotonic() - epoch_started, 1e-9)
                 if (epoch + 1) % config.run.evaluate_every == 0 or epoch + 1 == config.optim.epochs:
-                    with averaged(method, average):
-                        evaluation = evaluated(selection)
+                    try:
+                        with averaged(method, average):
+                            evaluation = evaluated(selection)
+                    except DivergedError as error:
+                        step = guard.go_back(error)
+                        continue
                     numbers = evaluation.numbers()
                     row = {
                         "step": step,
                         "epoch": epoch,
-                        "lr": lr_at(config.optim, step - 1, loader.steps_per_epoch),
+                        "lr": state.rate_scale * lr_at(config.optim, step - 1, loader.steps_per_epoch),
                         **state.means(),
                         **{name: numbers[name] for name in ("top1", "balanced_accuracy", "many", "medium", "few")},
                         "evaluated_on": data.selected_on,

@@ -59,6 +59,9 @@ class Method(nn.Module, abc.ABC):
         """Whether this step uses a partner batch; where it does not, none is made."""
         return self.needs.partner
 
+    def forget_step(self) -> None:
+        """Forget the step under way: its buffers were put back, as it came to nothing."""
+
     def stacks(self) -> tuple[int, ...]:
         """How many batches of images a step sends through the network at once: the usual number first."""
         return (len(self.needs.views),)
