@@ -149,22 +149,40 @@ def test_going_back_needs_neither_a_checkpoint_of_every_step_nor_its_time(
     assert often["results"]["rate_scale"] == 0.25
 
 
-def test_weights_that_are_not_finite_after_an_epochs_last_step_take_the_run_back(
+def test_a_step_that_is_bad_over_an_epochs_end_is_begun_anew_by_a_method_that_had_begun_it(
     tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run goes back to the very step that failed; PaCo keeps what it began a step with."""
+    monkeypatch.setenv(VARIABLE, "nan-images@1-3")
+    train(config_of("paco", tiny_npz, tmp_path / "run"))
+    monkeypatch.setenv(VARIABLE, "nan-images@1-2")
+    rate = training.lr_at
+    monkeypatch.setattr(training, "lr_at", lambda *given: rate(*given) * (0.5 if given[1] >= 3 else 1.0))
+    train(config_of("paco", tiny_npz, tmp_path / "halved"))
+    assert tensors_of(last_of(tmp_path / "run")) == tensors_of(last_of(tmp_path / "halved"))
+
+
+@pytest.mark.parametrize("last", [2, 5])
+def test_weights_that_are_not_finite_after_an_epochs_last_step_take_the_run_back(
+    tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: int
 ) -> None:
     """No further loss of the epoch would show them, and the heads are not in the evaluation."""
     rate, calls = training.lr_at, 0
 
     def once(optim: Any, step: int, per: int) -> float:
         nonlocal calls
-        calls += step == 5
-        return math.inf if step == 5 and calls == 1 else rate(optim, step, per)
+        calls += step == last
+        return math.inf if step == last and calls == 1 else rate(optim, step, per)
 
     monkeypatch.setattr(training, "lr_at", once)
     watched = Recorder()
     train(config_of("bcl", tiny_npz, tmp_path / "run"), listener=watched)
-    assert any("weights are no longer finite. Back at step 3" in message for message in watched.messages)
+    back = f"weights are no longer finite. Back at step {last - 2}"
+    assert any(back in message for message in watched.messages)
     assert results_of(tmp_path / "run")["rate_scale"] == 0.5
+    monkeypatch.setattr(training, "lr_at", lambda *given: rate(*given) * (0.5 if given[1] >= last - 2 else 1.0))
+    train(config_of("bcl", tiny_npz, tmp_path / "halved"))
+    assert tensors_of(last_of(tmp_path / "run")) == tensors_of(last_of(tmp_path / "halved"))
 
 
 def test_the_checkpoint_to_go_back_to_is_kept_while_newer_ones_come_and_go(tmp_path: Path) -> None:

@@ -69,19 +69,22 @@ class Guard:
         The forward pass moves buffers (batch-norm's statistics, queues, key encoders) before its loss is known, so they
         are copied first and put back.
         """
-        with torch.no_grad():
-            torch._foreach_copy_(self._kept, self._buffers)
+        self.keep_buffers()
         try:
             done = update(self.method, self.optimizer, batch, at, lr, self.config.optim)
         except DivergedError as error:
             with torch.no_grad():
                 torch._foreach_copy_(self._buffers, self._kept)
-            self.method.forget_step()
             self.optimizer.zero_grad(set_to_none=True)
             self._note(error, batch, at, lr)
             return None
         self.state.in_a_row = 0
         return done
+
+    @torch.no_grad()
+    def keep_buffers(self) -> None:
+        """Copy the buffers, into the same memory every step."""
+        torch._foreach_copy_(self._kept, self._buffers)
 
     def _note(self, error: DivergedError, batch: Batch, at: Progress, lr: float) -> None:
         state = self.state

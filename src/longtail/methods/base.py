@@ -60,7 +60,7 @@ class Method(nn.Module, abc.ABC):
         return self.needs.partner
 
     def forget_step(self) -> None:
-        """Forget the step under way: its buffers were put back, as it came to nothing."""
+        """Forget what is kept within a step: weights and buffers were put back, and the same step may come again."""
 
     def stacks(self) -> tuple[int, ...]:
         """How many batches of images a step sends through the network at once: the usual number first."""
