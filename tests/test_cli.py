@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -308,6 +309,41 @@ def test_ctrl_c_before_training_ends_with_code_130(
     ended = longtail_command(*words_for("ce", tiny_npz, "--out", str(tmp_path / "run")))
     assert_refused(ended, 130, "Ctrl-C", "nothing was lost")
     assert not (tmp_path / "run").exists()
+
+
+def test_sigterm_before_training_ends_with_code_75(
+    longtail_command: Command, tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(training, "open_data", lambda *given: signal.raise_signal(signal.SIGTERM))
+    ended = longtail_command(*words_for("ce", tiny_npz, "--out", str(tmp_path / "run")))
+    assert_refused(ended, 75, "SIGTERM", "nothing was lost")
+    assert not (tmp_path / "run").exists()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (OSError(28, "No space left on device", "/x/report.html"), "/x/report.html: No space left on device."),
+        (OSError(30, "Read-only file system"), "Read-only file system."),
+        (MemoryError(), "Out of memory."),
+    ],
+)
+def test_a_disk_or_memory_that_gives_out_anywhere_ends_with_code_6(
+    longtail_command: Command,
+    tiny_npz: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Exception,
+    words: str,
+) -> None:
+    def fail(*given: Any) -> None:
+        raise fault
+
+    monkeypatch.setattr(training, "open_data", fail)
+    ended = longtail_command(*words_for("ce", tiny_npz, "--out", str(tmp_path / "run")))
+    assert_refused(ended, 6, words)
 
 
 def test_a_bug_of_ours_says_so_and_shows_its_traceback_only_when_asked(

@@ -18,7 +18,7 @@ import longtail
 SOURCE = Path(longtail.__file__).parent
 
 LAYERS = [
-    ["errors", "settings", "rng", "files", "layers"],
+    ["errors", "settings", "rng", "files", "layers", "ending"],
     ["data", "models", "losses", "mixing", "metrics", "saliency"],
     ["methods"],
     ["config", "training_settings", "device", "scoring"],

@@ -12,7 +12,8 @@ import typer
 
 from longtail import taking_away
 from longtail.data_commands import data
-from longtail.errors import EXIT_BUG, EXIT_INTERRUPT, ConfigError, LongtailError, StoppedError
+from longtail.ending import stoppable, untyped
+from longtail.errors import EXIT_BUG, ConfigError, LongtailError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -88,20 +89,18 @@ def train(
         typer.echo(f"# in epochs: {times}" if times else "# onecycle has no times of its own")
         return
 
-    from longtail.api import run_config
-    from longtail.display import LiveTable, listener_for
+    with stoppable():
+        from longtail.api import run_config
+        from longtail.display import LiveTable, listener_for
 
-    listener = listener_for(_console())
-    try:
-        run = run_config(
-            config, resume=resume, overwrite=overwrite, listener=listener, command=["longtail", *sys.argv[1:]]
-        )
-    except KeyboardInterrupt:
-        message = "Stopped by Ctrl-C before training began; nothing was lost."
-        raise StoppedError(message, exit_code=EXIT_INTERRUPT) from None
-    finally:
-        if isinstance(listener, LiveTable):
-            listener.close()
+        listener = listener_for(_console())
+        try:
+            run = run_config(
+                config, resume=resume, overwrite=overwrite, listener=listener, command=["longtail", *sys.argv[1:]]
+            )
+        finally:
+            if isinstance(listener, LiveTable):
+                listener.close()
     typer.echo(f"report: {run.report}")
 
 
@@ -285,6 +284,10 @@ def main(arguments: list[str] | None = None) -> Any:
     except Exception as error:
         if debug:
             traceback.print_exc()
+        known = untyped(error)
+        if known is not None:
+            _say_error(known.message, known.hint)
+            sys.exit(known.exit_code)
         _say_error(
             f"This is a bug of longtail: {type(error).__name__}: {error}",
             "Run again with --debug and report what it prints.",
