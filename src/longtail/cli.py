@@ -89,18 +89,17 @@ def train(
         typer.echo(f"# in epochs: {times}" if times else "# onecycle has no times of its own")
         return
 
-    with stoppable():
-        from longtail.api import run_config
-        from longtail.display import LiveTable, listener_for
+    from longtail.api import run_config
+    from longtail.display import LiveTable, listener_for
 
-        listener = listener_for(_console())
-        try:
-            run = run_config(
-                config, resume=resume, overwrite=overwrite, listener=listener, command=["longtail", *sys.argv[1:]]
-            )
-        finally:
-            if isinstance(listener, LiveTable):
-                listener.close()
+    listener = listener_for(_console())
+    try:
+        run = run_config(
+            config, resume=resume, overwrite=overwrite, listener=listener, command=["longtail", *sys.argv[1:]]
+        )
+    finally:
+        if isinstance(listener, LiveTable):
+            listener.close()
     typer.echo(f"report: {run.report}")
 
 
@@ -272,7 +271,8 @@ def main(arguments: list[str] | None = None) -> Any:
     debug = "--debug" in words or os.environ.get("LONGTAIL_DEBUG") == "1"
     words = [word for word in words if word != "--debug"]
     try:
-        app(words, prog_name="longtail", standalone_mode=True)
+        with stoppable():
+            app(words, prog_name="longtail", standalone_mode=True)
     except LongtailError as error:
         if debug:
             traceback.print_exc()

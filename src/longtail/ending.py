@@ -15,29 +15,35 @@ DISK_FAULTS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, e
 """What a disk or the system refuses, whoever asks; every other OSError that nobody caught is a bug."""
 
 
+class _Stop(BaseException):
+    """A signal; no handler of errors on the way may take it for one."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """Within it SIGTERM and Ctrl-C end the command by :class:`StoppedError`, while PyTorch is imported too.
+    """Within it SIGTERM and Ctrl-C end the command by StoppedError, while PyTorch is imported and images are read too.
 
-    Training has its own way, which saves a checkpoint first.
+    Training and studies have their own way within this one: they save first.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise _stopped("SIGTERM", EXIT_SIGTERM)
+        raise _Stop(number)
 
-    main = threading.current_thread() is threading.main_thread()
-    previous = signal.signal(signal.SIGTERM, stop) if main else None
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
-    except KeyboardInterrupt:
-        raise _stopped("Ctrl-C", EXIT_INTERRUPT) from None
+    except _Stop as caught:
+        name, code = ("SIGTERM", EXIT_SIGTERM) if caught.number == signal.SIGTERM else ("Ctrl-C", EXIT_INTERRUPT)
+        raise StoppedError(f"Stopped by {name} outside of training; nothing was lost.", exit_code=code) from None
     finally:
-        if main:
-            signal.signal(signal.SIGTERM, previous)
-
-
-def _stopped(name: str, code: int) -> StoppedError:
-    return StoppedError(f"Stopped by {name} outside of training; nothing was lost.", exit_code=code)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def untyped(error: Exception) -> LongtailError | None:
