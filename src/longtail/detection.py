@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from longtail.data.archives import load_archive
 from longtail.data.images import ImageSet
 from longtail.errors import DataError, ResourceError
 from longtail.files import cache_folder, write_atomic
@@ -88,7 +89,7 @@ def read_maps(path: Path, train: ImageSet) -> Tensor:
     try:
         # Opened here, because NumPy leaves a file open that turns out to be no archive.
         with path.open("rb") as file:
-            archive = np.load(file, allow_pickle=False)
+            archive = load_archive(file)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise DataError(f"{path} holds a single array.", hint="Write it with numpy.savez(FILE, maps=MAPS).")
             if "maps" not in archive.files:

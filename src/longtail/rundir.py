@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import IO, Any
 
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as serialize_tensors
 from torch import Tensor
 
 from longtail.errors import ConfigError, RunError
 from longtail.files import disk_error, read_json, write_atomic, write_json
+from longtail.layers import load_yaml
 
 SCHEMA = 1
 KEPT_CHECKPOINTS = 2
@@ -141,7 +143,7 @@ class RunDir:
     def read_config(self) -> dict[str, Any]:
         """The nested values of ``config.yaml``; raises RunError."""
         try:
-            values = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
+            values = load_yaml((self.path / "config.yaml").read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise RunError(f"{self.path / 'config.yaml'} cannot be read: {error}") from None
         if not isinstance(values, dict):
@@ -183,7 +185,7 @@ class RunDir:
                 row = json.loads(line)
             except ValueError:
                 continue  # a line that a kill cut short
-            if row["epoch"] < epochs_done:
+            if isinstance(row, dict) and isinstance(row.get("epoch"), int) and row["epoch"] < epochs_done:
                 kept.append(line + "\n")
         write_atomic(self.metrics, "".join(kept).encode())
 
@@ -265,7 +267,7 @@ class RunDir:
         for name in names:
             try:
                 checkpoint = self._load(name)
-            except (OSError, ValueError, LookupError, TypeError) as error:
+            except (OSError, ValueError, LookupError, TypeError, SafetensorError, RecursionError) as error:
                 failures.append(f"{self.checkpoints / name}.safetensors: {error}")
                 continue
             self.warnings += [f"Damaged checkpoint passed over: {failure}" for failure in failures]
@@ -282,7 +284,10 @@ class RunDir:
         content = (self.checkpoints / f"{name}.safetensors").read_bytes()
         if hashlib.sha256(content).hexdigest() != described["sha256"]:
             raise ValueError("its tensors do not have the digest they were written with")
-        return Checkpoint(described["step"], load_tensors(content), described["state"])
+        step, state = described["step"], described["state"]
+        if type(step) is not int or step < 0 or not isinstance(state, dict):
+            raise ValueError(f"its step is {step!r} and its state {type(state).__name__}")
+        return Checkpoint(step, load_tensors(content), state)
 
 
 def _digest_of(described: Mapping[str, Any]) -> str:

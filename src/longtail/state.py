@@ -46,6 +46,16 @@ class RunState:
     returns_here: int = 0
     rate_scale: float = 1.0
 
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> RunState:
+        """From a checkpoint, an older one included; raises RunError where a value is unknown or of another type."""
+        state = cls()
+        for name, value in values.items():
+            wanted = type(getattr(state, name, None))
+            if not isinstance(value, (int, float) if wanted is float else wanted) or isinstance(value, bool):
+                raise RunError(f"The checkpoint's state is of another version: {name} is {value!r:.80}.")
+        return dataclasses.replace(state, **values)
+
     def add(self, logs: Mapping[str, float], image_passes: int) -> None:
         """Count one step: its logged scalars and the images it sent through the network."""
         self.image_passes += image_passes
@@ -141,10 +151,7 @@ def restore(
         if f"momentum/{name}" in checkpoint.tensors:
             kept = torch.empty_like(parameter).copy_(checkpoint.tensors[f"momentum/{name}"])
             optimizer.state[parameter]["momentum_buffer"] = kept
-    try:
-        return RunState(**checkpoint.state), checkpoint.step
-    except TypeError as error:
-        raise RunError(f"The checkpoint's state is of another version: {error}") from None
+    return RunState.read(checkpoint.state), checkpoint.step
 
 
 def initial_model(config: Config, counts: Sequence[int], size: int) -> Method:

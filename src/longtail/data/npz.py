@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from longtail.data.archives import load_archive
 from longtail.data.arrays import from_arrays
 from longtail.data.images import Source
 from longtail.errors import DataError, nearest
@@ -68,7 +69,7 @@ def _read(path: Path) -> dict[str, NDArray[np.generic]]:
     try:
         # Opened here, because NumPy leaves a file open that turns out to be no archive.
         with path.open("rb") as file:
-            archive = np.load(file, allow_pickle=False)
+            archive = load_archive(file)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise DataError(f"{path} holds a single array, not an archive.", hint="Write it with numpy.savez.")
             for key in (*KEYS, "class_names"):
