@@ -6,8 +6,6 @@ import contextlib
 import csv
 import json
 import os
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from longtail.data.archives import load_archive
+from longtail.data.archives import DAMAGED, load_archive
 from longtail.data.folders import SUFFIXES
 from longtail.errors import ConfigError, DataError, ResourceError
 from longtail.files import as_cell
@@ -28,8 +26,6 @@ from longtail.priors import Prior, class_prior
 BATCH = 250
 SHOWN = 20
 ARCHIVES = (".npz", ".npy")
-
-_BROKEN = (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass
@@ -173,7 +169,7 @@ def read_array(path: str, asked: str | None) -> tuple[str, NDArray[Any]]:
             return f":{chosen}", archive[chosen]
     except DataError:
         raise
-    except _BROKEN as error:
+    except (OSError, *DAMAGED) as error:
         raise DataError(f"{path} cannot be read as an array: {error}") from None
 
 

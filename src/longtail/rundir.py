@@ -180,20 +180,24 @@ class RunDir:
         if not self.metrics.is_file():
             return
         kept = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+        for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue  # a line that a kill cut short
             if isinstance(row, dict) and isinstance(row.get("epoch"), int) and row["epoch"] < epochs_done:
                 kept.append(line + "\n")
         write_atomic(self.metrics, "".join(kept).encode())
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl."""
+        """The rows of metrics.jsonl; raises RunError where a line is none."""
         if not self.metrics.is_file():
             return []
-        return [json.loads(line) for line in self.metrics.read_text(encoding="utf-8").splitlines() if line]
+        try:
+            lines = self.metrics.read_text(encoding="utf-8").splitlines()
+            return [dict(json.loads(line)) for line in lines if line]
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            raise RunError(f"{self.metrics} cannot be read: {error}") from None
 
     # Checkpoints ------------------------------------------------------------------------------------------------
 

@@ -51,8 +51,9 @@ class RunState:
         """From a checkpoint, an older one included; raises RunError where a value is unknown or of another type."""
         state = cls()
         for name, value in values.items():
-            wanted = type(getattr(state, name, None))
-            if not isinstance(value, (int, float) if wanted is float else wanted) or isinstance(value, bool):
+            wanted = type(vars(state).get(name))
+            fits = isinstance(value, (int, float) if wanted is float else wanted) and not isinstance(value, bool)
+            if name not in vars(state) or not fits:
                 raise RunError(f"The checkpoint's state is of another version: {name} is {value!r:.80}.")
         return dataclasses.replace(state, **values)
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import pickle
 import stat
+import struct
+import tokenize
 import zipfile
+import zlib
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -18,6 +22,22 @@ MAX_RATIO = 200
 about 100, a bomb 1000."""
 
 MAX_UNPACKED = 128 * 2**20
+
+DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    pickle.UnpicklingError,
+    struct.error,
+    tokenize.TokenError,
+    EOFError,
+    ValueError,
+    LookupError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    OverflowError,
+)
+"""What NumPy raises for bytes that are no archive, a pickle, a cut archive, a damaged member or header."""
 
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
@@ -56,7 +76,7 @@ def _refuse_claims(file: Any, size: int, name: str) -> None:
     """Raise DataError where the header of an array wants more bytes than there are: NumPy would ask for them first."""
     try:
         shape, _, dtype = _HEADERS[np.lib.format.read_magic(file)](file)
-    except (ValueError, KeyError):
+    except DAMAGED:
         return  # no array, or damaged: NumPy says so
     wanted = dtype.itemsize
     for side in shape:

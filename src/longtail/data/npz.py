@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-import pickle
-import struct
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from longtail.data.archives import load_archive
+from longtail.data.archives import DAMAGED, load_archive
 from longtail.data.arrays import from_arrays
 from longtail.data.images import Source
 from longtail.errors import DataError, nearest
 
 KEYS = tuple(f"{split}_{what}" for split in ("train", "val", "test") for what in ("images", "labels"))
-
-# What NumPy raises for bytes that are no archive, a cut archive, and a damaged member.
-_BROKEN = (
-    zipfile.BadZipFile,
-    zlib.error,
-    EOFError,
-    ValueError,
-    KeyError,
-    pickle.UnpicklingError,
-    RuntimeError,
-    struct.error,
-)
 
 
 def load_npz(path: Path, name: str | None = None, *, class_names: list[str] | None = None) -> Source:
@@ -81,7 +65,7 @@ def _read(path: Path) -> dict[str, NDArray[np.generic]]:
         raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
     except DataError:
         raise
-    except _BROKEN as error:
+    except DAMAGED as error:
         if "allow_pickle" in str(error) and key:
             raise DataError(
                 f"{path}: '{key}' is an object array, which only a pickle can hold, and pickles can run code.",
