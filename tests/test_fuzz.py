@@ -126,7 +126,7 @@ def test_any_words_are_assignments_or_a_config_error(count: int) -> None:
         assert isinstance(found, dict)
 
 
-@pytest.mark.parametrize("count", amounts(40, 1500))
+@pytest.mark.parametrize("count", amounts(40, 500))
 def test_any_command_line_ends_with_a_code_of_the_contract(
     count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -177,7 +177,7 @@ cells = st.one_of(
 )
 
 
-@pytest.mark.parametrize("count", amounts(60, 3000))
+@pytest.mark.parametrize("count", amounts(60, 1500))
 @pytest.mark.parametrize("name", ["list", "csv"])
 def test_any_table_is_a_listing_or_a_data_error(name: str, count: int, tmp_path: Path) -> None:
     place = tmp_path / "root" / "table"
@@ -291,7 +291,7 @@ def test_any_description_of_a_checkpoint_is_one_or_a_run_error(count: int, tmp_p
             pass
 
 
-@pytest.mark.parametrize("count", amounts(40, 2000))
+@pytest.mark.parametrize("count", amounts(40, 1000))
 @pytest.mark.parametrize("name", ["run.json", "config.yaml", "metrics.jsonl"])
 def test_any_content_of_a_run_folder_is_read_or_a_typed_error(name: str, count: int, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
