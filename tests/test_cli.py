@@ -3,8 +3,10 @@
 import io
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -298,16 +300,67 @@ def test_a_full_disk_ends_with_code_6(
     assert_refused(ended, 6, "No space left on device", "--resume")
 
 
-def test_ctrl_c_before_training_ends_with_code_130(
-    longtail_command: Command, tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("number", "code", "word"), [(signal.SIGTERM, 75, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C")])
+def test_a_stop_before_training_ends_with_its_code(
+    longtail_command: Command,
+    tiny_npz: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    code: int,
+    word: str,
 ) -> None:
+    before = signal.getsignal(number)
+
     def interrupt(*given: Any) -> None:
-        raise KeyboardInterrupt
+        try:
+            signal.raise_signal(number)
+        except Exception:  # as around foreign decoders
+            pytest.fail("a signal is no error")
 
     monkeypatch.setattr(training, "open_data", interrupt)
     ended = longtail_command(*words_for("ce", tiny_npz, "--out", str(tmp_path / "run")))
-    assert_refused(ended, 130, "Ctrl-C", "nothing was lost")
+    assert_refused(ended, code, word, "nothing was lost")
     assert not (tmp_path / "run").exists()
+    assert signal.getsignal(number) is before
+
+
+@pytest.mark.slow
+def test_sigterm_while_pytorch_is_imported_ends_with_code_75(tmp_path: Path) -> None:
+    """By default the word is -15: before the command has read its own name, nobody can say more."""
+    codes = []
+    for delay in (1.0, 1.5, 2.0):
+        words = [sys.executable, "-m", "longtail", "train", "scenes/ce", f"out={tmp_path / 'run'}"]
+        with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as started:
+            time.sleep(delay)
+            started.terminate()
+            codes.append(started.wait())
+    assert set(codes) <= {75, -15}
+    assert 75 in codes
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (OSError(28, "No space left on device", "/x/report.html"), "/x/report.html: No space left on device."),
+        (OSError(30, "Read-only file system"), "Read-only file system."),
+        (MemoryError(), "Out of memory."),
+    ],
+)
+def test_a_disk_or_memory_that_gives_out_anywhere_ends_with_code_6(
+    longtail_command: Command,
+    tiny_npz: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Exception,
+    words: str,
+) -> None:
+    def fail(*given: Any) -> None:
+        raise fault
+
+    monkeypatch.setattr(training, "open_data", fail)
+    ended = longtail_command(*words_for("ce", tiny_npz, "--out", str(tmp_path / "run")))
+    assert_refused(ended, 6, words)
 
 
 def test_a_bug_of_ours_says_so_and_shows_its_traceback_only_when_asked(

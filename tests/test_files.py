@@ -323,7 +323,9 @@ def test_hostile_class_names_stay_text_in_everything_a_run_writes(tmp_path: Path
     described = json.loads((run.path / "run.json").read_text())
     assert described["data"]["class_names"] == sorted(HOSTILE)
     with (run.path / "per_class.csv").open(newline="") as file:
-        assert [row["class"] for row in csv.DictReader(file)] == sorted(HOSTILE)
+        assert [row["class"] for row in csv.DictReader(file)] == [
+            "'=1+1" if name == "=1+1" else name for name in sorted(HOSTILE)
+        ]
     assert run.results["evaluated_on"] == "held-out"
     page = run.report.read_text()
     assert "<script>alert" not in page

@@ -18,14 +18,14 @@ import longtail
 SOURCE = Path(longtail.__file__).parent
 
 LAYERS = [
-    ["errors", "settings", "rng", "files", "layers", "distributed", "sharing"],
+    ["errors", "settings", "rng", "files", "layers", "distributed", "sharing", "ending"],
     ["data", "models", "losses", "mixing", "metrics", "saliency"],
     ["methods"],
     ["config", "training_settings", "device", "scoring"],
-    ["rundir", "jobdir", "optim", "averaging", "updating", "recipes"],
+    ["rundir", "jobdir", "optim", "averaging", "updating", "faults", "recipes"],
     ["state", "priors", "profiles", "evaluate", "interrupts", "listeners", "trackers"],
     ["detection"],
-    ["starting", "description"],
+    ["starting", "description", "guarding"],
     ["training", "predict", "predicting", "card", "export", "explain", "report"],
     ["api", "display", "importers"],
     ["study", "inputs", "estimator"],

@@ -80,6 +80,12 @@ def test_tensors_lists_and_whole_floats_serve_as_arrays() -> None:
         assert from_arrays(images, labels).train.labels.tolist() == [0, 1]
 
 
+def test_labels_in_half_precision_are_labels() -> None:
+    labels = np.array([0, 1, 1, 0], dtype=np.float16)
+    source = from_arrays(np.zeros((4, 8, 8), np.uint8), labels)
+    assert source.train.labels.tolist() == [0, 1, 1, 0]
+
+
 def test_the_table_has_every_source_of_this_module() -> None:
     assert list(SOURCES) == ["cifar10", "cifar100", "fashion-mnist", "npz"]
 

@@ -12,6 +12,7 @@ import typer
 
 from longtail import taking_away
 from longtail.data_commands import data
+from longtail.ending import stoppable, untyped
 from longtail.errors import EXIT_BUG, ConfigError, LongtailError
 
 if TYPE_CHECKING:
@@ -248,7 +249,8 @@ def main(arguments: list[str] | None = None) -> Any:
     debug = "--debug" in words or os.environ.get("LONGTAIL_DEBUG") == "1"
     words = [word for word in words if word != "--debug"]
     try:
-        app(words, prog_name="longtail", standalone_mode=True)
+        with stoppable():
+            app(words, prog_name="longtail", standalone_mode=True)
     except LongtailError as error:
         if debug:
             traceback.print_exc()
@@ -261,6 +263,10 @@ def main(arguments: list[str] | None = None) -> Any:
     except Exception as error:
         if debug:
             traceback.print_exc()
+        known = untyped(error)
+        if known is not None:
+            _say_error(known.message, known.hint)
+            sys.exit(known.exit_code)
         _say_error(
             f"This is a bug of longtail: {type(error).__name__}: {error}",
             "Run again with --debug and report what it prints.",

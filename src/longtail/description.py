@@ -90,6 +90,8 @@ def summarize(
         "image_passes": state.image_passes,
         "parameters": sum(parameter.numel() for parameter in method.parameters()),
         "train_seconds": round(state.seconds, 1),
+        "skipped_steps": state.skipped,
+        "rate_scale": state.rate_scale,
         "evaluated_on": data.evaluated_on,
         "last": {"epoch": state.epochs_done - 1, **evaluation.numbers()},
         "best": {

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
-import struct
 import time
-import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from longtail.data.archives import DAMAGED, load_archive
 from longtail.data.images import ImageSet
 from longtail.errors import DataError, ResourceError
 from longtail.files import cache_folder, write_atomic
@@ -27,10 +24,6 @@ from longtail.saliency.detectors import DETECTORS, ImageDetector
 
 DETECTION_VERSION = 1
 """Raised when a detector gives other peaks: what older versions kept is then found anew."""
-
-UNREADABLE: tuple[type[Exception], ...] = (OSError, ValueError, TypeError, KeyError, RuntimeError, EOFError)
-UNREADABLE += (zipfile.BadZipFile, zlib.error, struct.error, pickle.UnpicklingError)
-"""What NumPy raises for a file that is not there, is no archive, holds a pickle, is cut short or damaged."""
 
 CHUNK = 256
 """Images given to a detector at once."""
@@ -88,7 +81,7 @@ def read_maps(path: Path, train: ImageSet) -> Tensor:
     try:
         # Opened here, because NumPy leaves a file open that turns out to be no archive.
         with path.open("rb") as file:
-            archive = np.load(file, allow_pickle=False)
+            archive = load_archive(file)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise DataError(f"{path} holds a single array.", hint="Write it with numpy.savez(FILE, maps=MAPS).")
             if "maps" not in archive.files:
@@ -98,7 +91,7 @@ def read_maps(path: Path, train: ImageSet) -> Tensor:
             maps = torch.from_numpy(np.asarray(archive["maps"], dtype=np.float32))
     except DataError:
         raise
-    except UNREADABLE as error:
+    except (OSError, *DAMAGED) as error:
         raise DataError(f"The saliency maps {path} cannot be read: {error}", hint="Give an npz file.") from None
     size = tuple(train.images.shape[-2:])
     if maps.ndim != 3 or tuple(maps.shape[1:]) != size:

@@ -6,7 +6,8 @@ Everything a user can cause is a :class:`LongtailError`; anything else that reac
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 EXIT_BUG = 1
 EXIT_SIGTERM = 75
@@ -51,9 +52,16 @@ class RunError(LongtailError):
 
 
 class DivergedError(LongtailError):
-    """Training produced a value that is not finite (exit 5)."""
+    """Training produced a value that is not finite (exit 5).
+
+    ``report`` holds what is known of the step as built-in types: step, epoch, rate, loss, norm, images.
+    """
 
     exit_code = 5
+
+    def __init__(self, message: str, *, hint: str | None = None, report: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.report = dict(report or {})
 
 
 class ResourceError(LongtailError):

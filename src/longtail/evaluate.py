@@ -20,7 +20,7 @@ from longtail.data.prepare import Prepared
 from longtail.data.scenes import seen_backgrounds
 from longtail.data.views import View
 from longtail.errors import DivergedError
-from longtail.files import write_atomic
+from longtail.files import as_cell, write_atomic
 from longtail.losses import logit_adjustment
 from longtail.methods import Method
 from longtail.metrics import (
@@ -130,7 +130,7 @@ def write_per_class(path: Path, evaluation: Evaluation, data: Prepared, groups: 
     recalls = per_class_accuracy(evaluation.predicted, evaluation.targets, len(counts))
     tested = np.bincount(evaluation.targets, minlength=len(counts))
     rows = [
-        [name, int(count), group, int(images), "" if np.isnan(recall) else float(recall)]
+        [as_cell(name), int(count), group, int(images), "" if np.isnan(recall) else float(recall)]
         for name, count, group, images, recall in zip(
             data.class_names, counts, group_labels(counts, groups), tested, recalls, strict=True
         )
@@ -144,7 +144,7 @@ def write_predictions(path: Path, evaluation: Evaluation, images: ImageSet) -> N
     rows = [
         [
             position,
-            images.ids[position] if images.ids is not None else int(images.source_index[position]),
+            as_cell(images.ids[position]) if images.ids is not None else int(images.source_index[position]),
             int(target),
             int(predicted[position]),
             round(float(evaluation.probabilities[position, predicted[position]]), 6),

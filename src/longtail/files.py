@@ -50,8 +50,22 @@ def read_json(path: Path) -> Any:
     """Read JSON; raises RunError naming the file."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} cannot be read: {error}") from None
+
+
+def as_cell(text: str) -> str:
+    """A name as a cell of a CSV file: behind an apostrophe where a spreadsheet would take it for a formula and run it.
+
+    Source: OWASP, "CSV Injection". Numbers stay as they are.
+    """
+    if not text.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text
 
 
 def cache_folder() -> Path:

@@ -74,8 +74,8 @@ class JobDir(RunDir):
     def read_metrics(self) -> list[dict[str, Any]]:
         return from_first(self._alone.read_metrics)
 
-    def save_checkpoint(self, checkpoint: Checkpoint) -> None:
-        from_first(lambda: self._alone.save_checkpoint(checkpoint))
+    def save_checkpoint(self, checkpoint: Checkpoint, kept: int | None = None) -> None:
+        from_first(lambda: self._alone.save_checkpoint(checkpoint, kept))
 
     def save_best(self, checkpoint: Checkpoint) -> None:
         from_first(lambda: self._alone.save_best(checkpoint))
@@ -85,6 +85,9 @@ class JobDir(RunDir):
         found = from_first(alone.load_checkpoint)
         self.warnings += alone.warnings
         return found
+
+    def load_step(self, step: int) -> Checkpoint | None:
+        return from_first(lambda: self._alone.load_step(step))
 
     def load_best(self) -> Checkpoint:
         return from_first(self._alone.load_best)

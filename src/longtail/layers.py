@@ -2,13 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from longtail.errors import ConfigError
+
+MAX_NODES = 100_000
+"""Values and keys of a YAML text, aliases written out: ten lines of aliases can stand for billions."""
+
+
+def load_yaml(text: str) -> Any:
+    """``yaml.safe_load``, in which every refusal is a YAMLError: :func:`yaml_errors`, :func:`compose_yaml`."""
+    with yaml_errors():
+        loader = yaml.SafeLoader(text)
+        try:
+            node = compose_yaml(loader)
+            return None if node is None else loader.construct_document(node)
+        finally:
+            loader.dispose()
+
+
+@contextlib.contextmanager
+def yaml_errors() -> Iterator[None]:
+    """Turn into YAMLError what PyYAML lets through: impossible dates, integers without end, nests too deep."""
+    try:
+        yield
+    except (ValueError, OverflowError, TypeError, AttributeError, LookupError) as error:
+        raise yaml.YAMLError(str(error)) from None
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
+
+
+def compose_yaml(loader: yaml.SafeLoader) -> yaml.Node | None:
+    """The one document of ``loader`` as nodes, None where it is empty.
+
+    Raises YAMLError where it stands for more than :data:`MAX_NODES` values once its aliases are written out.
+    """
+    with yaml_errors():
+        node: yaml.Node | None = loader.get_single_node()
+        if node is not None and _written_out(node, {}) > MAX_NODES:
+            raise yaml.YAMLError(f"it stands for more than {MAX_NODES:,} values")
+    return node
+
+
+def _written_out(node: yaml.Node, known: dict[int, float]) -> float:
+    """How many nodes there would be without aliases; without end where one holds itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf  # while it is being counted
+        inner = node.value if isinstance(node.value, list) else []
+        parts = [part for pair in inner for part in (pair if isinstance(pair, tuple) else (pair,))]
+        known[id(node)] = 1 + sum(_written_out(part, known) for part in parts)
+    return known[id(node)]
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
@@ -22,7 +71,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
         if not equals or not key:
             raise ConfigError(f"'{assignment}' is not of the form key=value.", hint="Example: optim.epochs=20")
         try:
-            value = yaml.safe_load(text) if text else None
+            value = load_yaml(text) if text else None
         except yaml.YAMLError:
             raise ConfigError(
                 f"The value of '{key}' cannot be read: {text}", hint="Quote it, or use a plain value."
@@ -52,7 +101,7 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
 def read_config_file(path: Path) -> dict[str, Any]:
     """The nested values of a YAML file; raises ConfigError naming the line that cannot be read."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = load_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"The configuration {path} cannot be read: {error.strerror}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

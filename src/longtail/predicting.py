@@ -6,8 +6,6 @@ import contextlib
 import csv
 import json
 import os
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,16 +16,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from longtail.data.archives import DAMAGED, load_archive
 from longtail.data.folders import SUFFIXES
 from longtail.errors import ConfigError, DataError, ResourceError
+from longtail.files import as_cell
 from longtail.predict import Images, Model, as_uint8
 from longtail.priors import Prior, class_prior
 
 BATCH = 250
 SHOWN = 20
 ARCHIVES = (".npz", ".npy")
-
-_BROKEN = (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass
@@ -156,7 +154,7 @@ def read_array(path: str, asked: str | None) -> tuple[str, NDArray[Any]]:
     """
     try:
         with open(path, "rb") as file:
-            archive = np.load(file, allow_pickle=False)
+            archive = load_archive(file)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 return "", archive
             arrays = [name for name in archive.files if not name.endswith(("labels", "class_names"))]
@@ -171,7 +169,7 @@ def read_array(path: str, asked: str | None) -> tuple[str, NDArray[Any]]:
             return f":{chosen}", archive[chosen]
     except DataError:
         raise
-    except _BROKEN as error:
+    except (OSError, *DAMAGED) as error:
         raise DataError(f"{path} cannot be read as an array: {error}") from None
 
 
@@ -195,7 +193,7 @@ class _Table:
         best = [(self.names[k], float(f"{row[k]:.6g}")) for k in ranks[: self.top or 1]]
         if self.csv is not None:
             more = [value for pair in best[1:] for value in pair] if self.top else [f"{p:.6g}" for p in row]
-            self.csv.writerow([name, *best[0], *more])
+            self.csv.writerow([as_cell(cell) if isinstance(cell, str) else cell for cell in (name, *best[0], *more)])
             return
         chosen = best if self.top else [(k, float(f"{p:.6g}")) for k, p in zip(self.names, row, strict=True)]
         line = {"file": name, "predicted": best[0][0], "probability": best[0][1], "probabilities": dict(chosen)}

@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import IO, Any
 
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as serialize_tensors
 from torch import Tensor
 
 from longtail.errors import ConfigError, RunError
 from longtail.files import disk_error, read_json, write_atomic, write_json
+from longtail.layers import load_yaml
 
 SCHEMA = 1
 KEPT_CHECKPOINTS = 2
@@ -141,7 +143,7 @@ class RunDir:
     def read_config(self) -> dict[str, Any]:
         """The nested values of ``config.yaml``; raises RunError."""
         try:
-            values = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
+            values = load_yaml((self.path / "config.yaml").read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise RunError(f"{self.path / 'config.yaml'} cannot be read: {error}") from None
         if not isinstance(values, dict):
@@ -178,32 +180,38 @@ class RunDir:
         if not self.metrics.is_file():
             return
         kept = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+        for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue  # a line that a kill cut short
-            if row["epoch"] < epochs_done:
+            if isinstance(row, dict) and isinstance(row.get("epoch"), int) and row["epoch"] < epochs_done:
                 kept.append(line + "\n")
         write_atomic(self.metrics, "".join(kept).encode())
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl."""
+        """The rows of metrics.jsonl; raises RunError where a line is none."""
         if not self.metrics.is_file():
             return []
-        return [json.loads(line) for line in self.metrics.read_text(encoding="utf-8").splitlines() if line]
+        try:
+            lines = self.metrics.read_text(encoding="utf-8").splitlines()
+            return [dict(json.loads(line)) for line in lines if line]
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            raise RunError(f"{self.metrics} cannot be read: {error}") from None
 
     # Checkpoints ------------------------------------------------------------------------------------------------
 
-    def save_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Write ``checkpoints/step-N`` and keep it and the newest before it.
+    def save_checkpoint(self, checkpoint: Checkpoint, kept: int | None = None) -> None:
+        """Write ``checkpoints/step-N`` and keep it and one before it: that of step ``kept``, else the newest.
 
-        Later ones are damaged: the run was resumed from before them, and makes them anew.
+        Later ones are damaged, or the run went back to before them: it makes them anew.
         """
         self._save(f"step-{checkpoint.step}", checkpoint)
         steps = self._steps()
-        later = [name for step, name in steps if step > checkpoint.step]
-        for old in later + [name for step, name in steps if step <= checkpoint.step][KEPT_CHECKPOINTS:]:
+        before = [step for step, _ in steps if step < checkpoint.step]
+        before.sort(key=lambda step: step != kept)  # stable: the newest stays first but for ``kept``
+        wanted = {checkpoint.step, *before[: KEPT_CHECKPOINTS - 1]}
+        for old in [name for step, name in steps if step not in wanted]:
             # The JSON goes first: without it the pair is not a checkpoint, whatever happens in between.
             (self.checkpoints / f"{old}.json").unlink(missing_ok=True)
             (self.checkpoints / f"{old}.safetensors").unlink(missing_ok=True)
@@ -246,6 +254,11 @@ class RunDir:
         """
         return self._first_good([name for _, name in self._steps()])
 
+    def load_step(self, step: int) -> Checkpoint | None:
+        """The checkpoint of that step, or None where there is none; raises RunError where it is damaged."""
+        name = f"step-{step}"
+        return self._first_good([name]) if (self.checkpoints / f"{name}.json").is_file() else None
+
     def load_best(self) -> Checkpoint:
         """The best checkpoint; raises RunError where there is none or it is damaged."""
         found = self._first_good(["best"]) if (self.checkpoints / "best.json").is_file() else None
@@ -258,7 +271,7 @@ class RunDir:
         for name in names:
             try:
                 checkpoint = self._load(name)
-            except (OSError, ValueError, LookupError, TypeError) as error:
+            except (OSError, ValueError, LookupError, TypeError, SafetensorError, RecursionError) as error:
                 failures.append(f"{self.checkpoints / name}.safetensors: {error}")
                 continue
             self.warnings += [f"Damaged checkpoint passed over: {failure}" for failure in failures]
@@ -275,7 +288,10 @@ class RunDir:
         content = (self.checkpoints / f"{name}.safetensors").read_bytes()
         if hashlib.sha256(content).hexdigest() != described["sha256"]:
             raise ValueError("its tensors do not have the digest they were written with")
-        return Checkpoint(described["step"], load_tensors(content), described["state"])
+        step, state = described["step"], described["state"]
+        if type(step) is not int or step < 0 or not isinstance(state, dict):
+            raise ValueError(f"its step is {step!r} and its state {type(state).__name__}")
+        return Checkpoint(step, load_tensors(content), state)
 
 
 def _digest_of(described: Mapping[str, Any]) -> str:

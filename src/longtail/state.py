@@ -26,7 +26,9 @@ class RunState:
 
     ``sums`` and ``counted`` are the loss terms of the epoch so far, ``epochs_done`` the epochs that have been
     evaluated and logged: after a stop within an evaluation it lags behind the step. ``unimproved`` counts evaluations
-    since the best one.
+    since the best one. ``skipped`` counts the steps that were skipped for values that are not finite, ``in_a_row``
+    those of them since the last good one; ``returns`` counts the times the run went back for them, ``returns_here``
+    those in this epoch; every rate is ``rate_scale`` times the schedule's.
     """
 
     epochs_done: int = 0
@@ -38,6 +40,22 @@ class RunState:
     unimproved: int = 0
     image_passes: int = 0
     seconds: float = 0.0
+    skipped: int = 0
+    in_a_row: int = 0
+    returns: int = 0
+    returns_here: int = 0
+    rate_scale: float = 1.0
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> RunState:
+        """From a checkpoint, an older one included; raises RunError where a value is unknown or of another type."""
+        state = cls()
+        for name, value in values.items():
+            wanted = type(vars(state).get(name))
+            fits = isinstance(value, (int, float) if wanted is float else wanted) and not isinstance(value, bool)
+            if name not in vars(state) or not fits:
+                raise RunError(f"The checkpoint's state is of another version: {name} is {value!r:.80}.")
+        return dataclasses.replace(state, **values)
 
     def add(self, logs: Mapping[str, float], image_passes: int) -> None:
         """Count one step: its logged scalars and the images it sent through the network."""
@@ -61,7 +79,7 @@ class RunState:
 
     def close_epoch(self) -> None:
         """Count an epoch as evaluated and start the next one's sums."""
-        self.epochs_done, self.sums, self.counted = self.epochs_done + 1, {}, {}
+        self.epochs_done, self.sums, self.counted, self.returns_here = self.epochs_done + 1, {}, {}, 0
 
 
 def build_method(config: Config, counts: Sequence[int], size: int) -> Method:
@@ -134,7 +152,14 @@ def restore(
         if f"momentum/{name}" in checkpoint.tensors:
             kept = torch.empty_like(parameter).copy_(checkpoint.tensors[f"momentum/{name}"])
             optimizer.state[parameter]["momentum_buffer"] = kept
-    return RunState(**checkpoint.state), checkpoint.step
+    return RunState.read(checkpoint.state), checkpoint.step
+
+
+def initial_model(config: Config, counts: Sequence[int], size: int) -> Method:
+    """The method as a run begins with it, initial weights included; raises RunError where those are gone."""
+    method = build_method(config, counts, size)
+    begin(method, config)
+    return method
 
 
 def model_part(checkpoint: Checkpoint) -> dict[str, Tensor]:

@@ -14,7 +14,6 @@ from longtail.api import run_config
 from longtail.data.settings import check_complete
 from longtail.display import LiveTable, listener_for
 from longtail.distributed import is_first, job
-from longtail.errors import EXIT_INTERRUPT, StoppedError
 from longtail.layers import parse_assignments
 from longtail.recipes import load_config
 
@@ -45,9 +44,6 @@ def train_and_report(
         command = ["longtail", *sys.argv[1:]]
         try:
             run = run_config(config, resume=resume, overwrite=overwrite, listener=listener, command=command)
-        except KeyboardInterrupt:
-            message = "Stopped by Ctrl-C before training began; nothing was lost."
-            raise StoppedError(message, exit_code=EXIT_INTERRUPT) from None
         finally:
             if isinstance(listener, LiveTable):
                 listener.close()

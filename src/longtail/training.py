@@ -31,7 +31,9 @@ from longtail.distributed import (
 )
 from longtail.errors import EXIT_SIGTERM, ConfigError, DivergedError, RunError, StoppedError
 from longtail.evaluate import Evaluation, describe, evaluate, write_per_class, write_predictions
+from longtail.faults import inflict, planned_faults
 from longtail.files import read_json, write_json
+from longtail.guarding import Guard
 from longtail.interrupts import locked, memory_errors, stop_signals
 from longtail.jobdir import open_run_dir
 from longtail.listeners import Both, Listener, Silent
@@ -62,7 +64,7 @@ from longtail.state import (
     snapshot,
 )
 from longtail.trackers import Trackers
-from longtail.updating import own_images, part_sizes, update, wants_partner
+from longtail.updating import own_images, part_sizes, wants_partner
 
 
 def train(
@@ -108,6 +110,7 @@ def train(
     elif not (overwrite or (resume and run.is_run)):
         run.refuse_unless_new()
     sharing = share_out(config, described, listener)
+    faults = planned_faults()
     device = agreed(lambda: resolve_device(config.run.device, local_rank() if world_size() > 1 else None))
     threads = pin_threads(config, described, listener)
     data = in_turn(lambda: open_data(config.data, source, listener.said))
@@ -170,8 +173,13 @@ def train(
             # Initial weights count in the key by content, and may have been moved since.
             about |= {"resumed_with": about["command"], "command": described["command"]}
             about["config_key"] = described.get("config_key", about["config_key"])
+        if faults:
+            about["faults"] = [str(fault) for fault in faults]
+            inflict(faults, method, lambda: state.returns)
         run.update_description(**about, status="running", steps=steps)
         listener.started(config, data, steps, step)
+        per_epoch = loader.steps_per_epoch
+        guard = Guard(run, config, data, method, optimizer, average, state, per_epoch, listener, sharing, replica)
         evaluation: Evaluation | None = None
         last_save = time.monotonic()
 
@@ -179,7 +187,8 @@ def train(
             nonlocal last_save
             state.seconds += time.monotonic() - last_save
             last_save = time.monotonic()
-            run.save_checkpoint(snapshot(step, method, optimizer, state, average))
+            if not guard.spoiled:  # else the next loss shows it, and the checkpoints before this are good
+                run.save_checkpoint(snapshot(step, method, optimizer, state, average), guard.epoch_start)
 
         def evaluated(images: ImageSet) -> Evaluation:
             return evaluate(method, images, data, views["plain"], groups, config.test, stop.is_set)
@@ -199,35 +208,46 @@ def train(
         try:
             method.train()
             partners = wants_partner(method, config.optim.accumulate)
-            for epoch in range(state.epochs_done, config.optim.epochs):
+            while (epoch := state.epochs_done) < config.optim.epochs:
                 if config.optim.patience is not None and state.unimproved >= config.optim.patience:
                     listener.said(f"Ended after epoch {epoch - 1}: on val, epoch {state.best_epoch} stays the best.")
                     break
                 epoch_started, images_seen = time.monotonic(), 0
                 for batch in loader.iterate(step, (epoch + 1) * loader.steps_per_epoch, partners):
-                    lr = lr_at(config.optim, step, loader.steps_per_epoch)
-                    at = loader.progress(step)
-                    done = update(method, optimizer, batch, at, lr, config.optim, sharing, replica)
-                    if average is not None:
-                        average.update(method, step)
+                    lr = state.rate_scale * lr_at(config.optim, step, loader.steps_per_epoch)
+                    done = guard.update(batch, loader.progress(step), lr)
                     step += 1
-
-                    logs = {"loss": done.loss, **done.logs}
-                    state.add(logs, done.forwarded)
-                    images_seen += done.forwarded
+                    logs = {"loss": math.nan}
+                    if done is not None:
+                        if average is not None:
+                            average.update(method, step - 1)
+                        logs = {"loss": done.loss, **done.logs}
+                        state.add(logs, done.forwarded)
+                        images_seen += done.forwarded
                     listener.stepped(step, logs, images_seen / (time.monotonic() - epoch_started))
+                    if guard.fails:
+                        break
                     if stop_if_asked():
                         save()
 
+                # Values that are not finite: everything is put back to the epoch's beginning.
+                if guard.fails or guard.spoiled:
+                    step = guard.go_back()
+                    continue
+
                 rate = images_seen / max(time.monotonic() - epoch_started, 1e-9)
                 if (epoch + 1) % config.run.evaluate_every == 0 or epoch + 1 == config.optim.epochs:
-                    with averaged(method, average):
-                        evaluation = evaluated(selection)
+                    try:
+                        with averaged(method, average):
+                            evaluation = evaluated(selection)
+                    except DivergedError as error:
+                        step = guard.go_back(error)
+                        continue
                     numbers = evaluation.numbers()
                     row = {
                         "step": step,
                         "epoch": epoch,
-                        "lr": lr_at(config.optim, step - 1, loader.steps_per_epoch),
+                        "lr": state.rate_scale * lr_at(config.optim, step - 1, loader.steps_per_epoch),
                         **state.means(),
                         **{name: numbers[name] for name in ("top1", "balanced_accuracy", "many", "medium", "few")},
                         "evaluated_on": data.selected_on,

@@ -20,11 +20,15 @@ from longtail.sharing import ALONE, Shares, Sharing
 
 @dataclasses.dataclass(frozen=True)
 class Update:
-    """The loss and its logged terms, at the weights before the step, and the images that were forwarded for it."""
+    """The loss and its logged terms, at the weights before the step, and the images that were forwarded for it.
+
+    ``spoiled`` is the value and the micro-batch of the first loss that is not finite.
+    """
 
     loss: float
     logs: dict[str, float]
     forwarded: int
+    spoiled: tuple[float, Batch] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,22 +55,26 @@ def update(
     """Take one step of the optimizer at the rate ``lr``, times the ``rate`` of each group of parameters.
 
     g = gradient of the loss at the weights w; with ``sam``, at w + rho g / |g| instead; with ``clip``,
-    g := g min(1, clip / |g|). Norms are over all parameters together. Raises DivergedError before the step where a loss
-    or a clipped norm is not finite. ``sharing`` and ``replica``, the method behind
-    :func:`longtail.distributed.replicated`, are those of several processes; loss, gradients and norms are alike in all.
+    g := g min(1, clip / |g|). Norms are over all parameters together. Raises DivergedError in place of the step where a
+    loss or |g| is not finite; all of it is computed before that is looked at, so that several processes do the same.
+    ``sharing`` and ``replica``, the method behind :func:`longtail.distributed.replicated`, are theirs; loss, gradients
+    and norms are alike in all.
     """
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("rate", 1.0)
     optimizer.zero_grad(set_to_none=True)
-    done = add_gradients(method, batch, at, lr, settings, sharing, replica)
+    done = add_gradients(method, batch, at, settings, sharing, replica)
     if settings.sam is not None:
         with climbed(method, settings.sam):
             optimizer.zero_grad(set_to_none=True)
-            again = add_gradients(method, batch, at, lr, settings, sharing, replica)
-        done = dataclasses.replace(done, forwarded=done.forwarded + again.forwarded)
+            again = add_gradients(method, batch, at, settings, sharing, replica)
+        forwarded = done.forwarded + again.forwarded
+        done = dataclasses.replace(done, forwarded=forwarded, spoiled=done.spoiled or again.spoiled)
     if settings.clip is not None:
         norm = float(torch.nn.utils.clip_grad_norm_(method.parameters(), settings.clip))
-        refuse_unless_finite("norm of the gradients", norm, batch, at, lr)
+    else:
+        norm = float(gradient_norm(method))
+    refuse_unless_finite(done, norm, batch, at, lr)
     optimizer.step()
     return done
 
@@ -75,7 +83,6 @@ def add_gradients(
     method: Method,
     batch: Batch,
     at: Progress,
-    lr: float,
     settings: OptimSettings,
     sharing: Sharing = ALONE,
     replica: nn.Module | None = None,
@@ -90,7 +97,7 @@ def add_gradients(
     images = len(batch.target)
     parts = split_up(batch, settings, sharing)
     forward = method if replica is None else replica
-    loss, forwarded = 0.0, 0
+    loss, forwarded, spoiled = 0.0, 0, None
     terms, shares = dict[str, float](), dict[str, float]()
     for here, part in zip(places(at, len(parts)), parts, strict=True):
         size = len(part.target)
@@ -101,14 +108,20 @@ def add_gradients(
             with keyed_global_rng(at.seed, "step", at.step, *stream):
                 output = forward(part, here)
             value, share = float(output.loss.detach()), size / images
-            refuse_unless_finite("loss", value, part, at, lr)
+            if spoiled is None and not math.isfinite(value):
+                spoiled = value, part
             (output.loss * share).backward()
         loss += share * value
         forwarded += len(part.views) * size if output.forwarded is None else output.forwarded
         for name, term in output.logs.items():
             terms[name] = terms.get(name, 0.0) + share * float(term)
             shares[name] = shares.get(name, 0.0) + share
-    return Update(loss, {name: total / shares[name] for name, total in terms.items()}, forwarded)
+    return Update(loss, {name: total / shares[name] for name, total in terms.items()}, forwarded, spoiled)
+
+
+def gradient_norm(method: Method) -> torch.Tensor:
+    """|g| over all parameters together, a scalar on their device."""
+    return torch.nn.utils.get_total_norm([p.grad for p in method.parameters() if p.grad is not None])
 
 
 @contextlib.contextmanager
@@ -122,7 +135,7 @@ def climbed(method: Method, rho: float) -> Iterator[None]:
     moved = [parameter for parameter in method.parameters() if parameter.grad is not None]
     kept = [(tensor, tensor.detach().clone()) for tensor in (*moved, *method.buffers())]
     with torch.no_grad():
-        scale = rho / (torch.nn.utils.get_total_norm([p.grad for p in moved if p.grad is not None]) + 1e-12)
+        scale = rho / (gradient_norm(method) + 1e-12)
         for parameter in moved:
             assert parameter.grad is not None
             parameter.add_(parameter.grad * scale)
@@ -200,12 +213,15 @@ def wants_partner(method: Method, accumulate: int) -> Callable[[Progress], bool]
     return lambda at: any(method.needs_partner(here) for here in places(at, accumulate))
 
 
-def refuse_unless_finite(what: str, value: float, batch: Batch, at: Progress, lr: float) -> None:
-    """Raise DivergedError, naming step, rate and images, for a loss or norm that is not finite."""
-    if not math.isfinite(value):
-        shown = ", ".join(str(int(i)) for i in batch.index[:8])
-        raise DivergedError(
-            f"The {what} became {value} in step {at.step} (epoch {at.epoch}, learning rate {lr:g}; training images "
-            f"{shown}, ...).",
-            hint="Lower optim.lr or lengthen optim.warmup_epochs. The last checkpoint is intact.",
-        )
+def refuse_unless_finite(done: Update, norm: float, batch: Batch, at: Progress, lr: float) -> None:
+    """Raise DivergedError, naming step, rate and images, for a loss or a norm of the gradients that is not finite."""
+    if done.spoiled is None and math.isfinite(norm):
+        return
+    what, (value, part) = ("loss", done.spoiled) if done.spoiled else ("norm of the gradients", (norm, batch))
+    shown = ", ".join(str(int(i)) for i in part.index[:8])
+    raise DivergedError(
+        f"The {what} became {value} in step {at.step} (epoch {at.epoch}, learning rate {lr:g}; training images "
+        f"{shown}, ...).",
+        hint="Lower optim.lr or lengthen optim.warmup_epochs. The last checkpoint is intact.",
+        report={"loss": done.loss, "gradient_norm": norm, "images": part.index.tolist(), "forwarded": done.forwarded},
+    )

@@ -197,7 +197,7 @@ def _labels(split: str, given: Any, name: str) -> NDArray[np.int64]:
     if array.min() < 0:
         at = int(array.argmin())
         raise DataError(f"{where}[{at}] is {array[at]}: classes are numbered from 0.")
-    if array.max() > np.iinfo(np.int32).max:
+    if float(array.max()) > np.iinfo(np.int32).max:
         raise DataError(f"{where}[{int(array.argmax())}] is {array.max()}, not a class number.")
     return array.astype(np.int64)
 

@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import pickle
-import struct
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from longtail.data.archives import DAMAGED, load_archive
 from longtail.data.arrays import from_arrays
 from longtail.data.images import Source
 from longtail.errors import DataError, nearest
 
 KEYS = tuple(f"{split}_{what}" for split in ("train", "val", "test") for what in ("images", "labels"))
-
-# What NumPy raises for bytes that are no archive, a cut archive, and a damaged member.
-_BROKEN = (
-    zipfile.BadZipFile,
-    zlib.error,
-    EOFError,
-    ValueError,
-    KeyError,
-    pickle.UnpicklingError,
-    RuntimeError,
-    struct.error,
-)
 
 
 def load_npz(path: Path, name: str | None = None, *, class_names: list[str] | None = None) -> Source:
@@ -68,7 +53,7 @@ def _read(path: Path) -> dict[str, NDArray[np.generic]]:
     try:
         # Opened here, because NumPy leaves a file open that turns out to be no archive.
         with path.open("rb") as file:
-            archive = np.load(file, allow_pickle=False)
+            archive = load_archive(file)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise DataError(f"{path} holds a single array, not an archive.", hint="Write it with numpy.savez.")
             for key in (*KEYS, "class_names"):
@@ -80,7 +65,7 @@ def _read(path: Path) -> dict[str, NDArray[np.generic]]:
         raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
     except DataError:
         raise
-    except _BROKEN as error:
+    except DAMAGED as error:
         if "allow_pickle" in str(error) and key:
             raise DataError(
                 f"{path}: '{key}' is an object array, which only a pickle can hold, and pickles can run code.",

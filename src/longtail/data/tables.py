@@ -133,6 +133,8 @@ def _placed(text: str, root: Path, where: str, problems: list[str]) -> tuple[Pat
 def _text(file: Path) -> str:
     if file.is_dir():
         raise DataError(f"{file} is a folder.", hint="Give the file itself, or take data.name=folder.")
+    if file.exists() and not file.is_file():
+        raise DataError(f"{file} is not a regular file.")
     try:
         return file.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
     except OSError as error:

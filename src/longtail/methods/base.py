@@ -61,6 +61,9 @@ class Method(nn.Module, abc.ABC):
         """Whether this step uses a partner batch; where it does not, none is made."""
         return self.needs.partner
 
+    def forget_step(self) -> None:
+        """Forget what is kept within a step: weights and buffers were put back, and the same step may come again."""
+
     def stacks(self) -> tuple[int, ...]:
         """How many batches of images a step sends through the network at once: the usual number first."""
         return (len(self.needs.views),)

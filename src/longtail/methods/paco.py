@@ -117,6 +117,9 @@ class PaCo(Method):
         logs = {"classification": center.detach(), "contrastive": samples.detach()}
         return StepOutput(center + samples, logs, len(features) + len(seen))
 
+    def forget_step(self) -> None:
+        self._step, self._places = None, set()
+
     @torch.no_grad()
     def begin(self, at: Progress) -> None:
         """Move the key encoder toward the network and keep the queue that all passes of this step look at."""

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from longtail.errors import ConfigError
+from longtail.layers import compose_yaml, yaml_errors
 
 MERGE = "tag:yaml.org,2002:merge"
 
@@ -44,8 +45,9 @@ class LocatedYaml:
         except UnicodeDecodeError as error:
             raise ConfigError(f"{path} is not YAML: {error}") from None
         try:
-            self._loader = yaml.SafeLoader(text)
-            self.root = self._loader.get_single_node()
+            with yaml_errors():
+                self._loader = yaml.SafeLoader(text)
+            self.root = compose_yaml(self._loader)
         except yaml.YAMLError as error:
             raise self._not_yaml(error) from None
 
@@ -61,7 +63,8 @@ class LocatedYaml:
     def plain(self, node: yaml.Node) -> Any:
         """The value of a node in built-in types; raises ConfigError for tags and keys that have none."""
         try:
-            return self._loader.construct_object(node, deep=True)
+            with yaml_errors():
+                return self._loader.construct_object(node, deep=True)
         except yaml.YAMLError as error:
             raise self._not_yaml(error) from None
 
@@ -76,7 +79,8 @@ class LocatedYaml:
             if entry.key in {other.key for other in own[:position]}:
                 raise self.refusal(entry.line, f"'{entry.key}' stands twice in {name}.")
         try:
-            self._loader.flatten_mapping(node)  # ``<<: *anchor``
+            with yaml_errors():
+                self._loader.flatten_mapping(node)  # ``<<: *anchor``
         except yaml.YAMLError as error:
             raise self._not_yaml(error) from None
         merged = {entry.key: entry for entry in (self._entry(key, value, name) for key, value in node.value)}

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from longtail.files import write_atomic
+from longtail.files import as_cell, write_atomic
 from longtail.study.page import page
 from longtail.study.statistics import Interval, Spread
 from longtail.study.table import ENOUGH_SEEDS, METRICS, StudyResults, TableRow
@@ -170,7 +170,7 @@ def comma_separated(results: StudyResults) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(names)
     for row in results.rows:
-        given: list[str | float | None] = [row.label, row.n, row.wanted, " ".join(map(str, row.seeds))]
+        given: list[str | float | None] = [as_cell(row.label), row.n, row.wanted, " ".join(map(str, row.seeds))]
         given += [row.evaluated_on, row.selected_on, None if row.image_passes is None else round(row.image_passes.mean)]
         for of_row in spreads.values():
             found = of_row(row)
