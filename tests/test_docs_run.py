@@ -132,7 +132,13 @@ class Reader:
         self.module = types.ModuleType(f"page_{folder.name}")
         images = numpy_generator(0, "images").integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
         labels = np.arange(40) % 4
-        self.own: dict[str, Any] = {"images": images, "labels": labels, "test_images": images, "test_labels": labels}
+        self.own: dict[str, Any] = {
+            "images": images,
+            "labels": labels,
+            "test_images": images,
+            "test_labels": labels,
+            "others": images,
+        }
         self.own["MethodEntry"] = MethodEntry  # of the file that CONTRIBUTING adds a row to
         self.file = folder / f"{self.module.__name__}.py"
         self.module.__file__ = str(self.file)
