@@ -53,7 +53,7 @@ def quiet_pillow() -> Iterator[None]:
         yield
 
 
-def read_square(path: Path, size: int) -> Tensor:
+def read_square(path: Path | str, size: int) -> Tensor:
     """The image at ``path`` as (3, size, size) uint8: short side by antialiased bilinear, then the middle square.
 
     Raises :class:`BrokenImageError`.
@@ -67,7 +67,7 @@ def read_square(path: Path, size: int) -> Tensor:
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[Image.Image]:
+def opened(path: Path | str) -> Iterator[Image.Image]:
     """The image at ``path``, its header read; whatever goes wrong within becomes a :class:`BrokenImageError`."""
     try:
         with _regular(path) as file, Image.open(file, formats=_formats()) as image:
@@ -132,14 +132,14 @@ def _formats() -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def _regular(path: Path) -> Iterator[BinaryIO]:
+def _regular(path: Path | str) -> Iterator[BinaryIO]:
     """A regular file that is not empty, opened: a pipe or a device would keep its reader waiting."""
     found = os.stat(path)
     if not stat.S_ISREG(found.st_mode):
         raise BrokenImageError("a folder" if stat.S_ISDIR(found.st_mode) else "not a regular file")
     if found.st_size == 0:
         raise BrokenImageError("an empty file")
-    with path.open("rb") as file:
+    with Path(path).open("rb") as file:
         yield file
 
 

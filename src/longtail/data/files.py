@@ -176,7 +176,7 @@ def _cache_file(listing: Listing, size: int) -> Path | None:
         for split in SPLITS:
             digest.update(f"\0{split}".encode())
             for entry in listing.splits.get(split, ()):
-                found = entry.path.stat()
+                found = os.stat(entry.path)
                 digest.update(os.fsencode(entry.path))
                 digest.update(f"\0{found.st_size} {found.st_mtime_ns}\0".encode())
     except (OSError, ConfigError):
