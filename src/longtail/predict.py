@@ -18,8 +18,8 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from longtail.config import Config, build_config
-from longtail.data.arrays import middle_square
 from longtail.data.decoding import BrokenImageError, opened, quiet_pillow, read_pixels
+from longtail.data.squares import middle_square
 from longtail.data.views import build_view
 from longtail.device import resolve_device
 from longtail.errors import ConfigError, DataError, RunError
@@ -46,7 +46,7 @@ class Model:
         self.method, self.config, self.which, self.folder = method.eval(), config, which, folder
         self.class_names: list[str] = list(described["data"]["class_names"])
         self.class_counts: list[int] = list(described["class_counts"])
-        self.size = int(described["image_size"])
+        self.size, self.share = int(described["image_size"]), config.data.center_crop
         mean, std = described["normalization"]["mean"], described["normalization"]["std"]
         self.view = build_view("plain", self.size, (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
 
@@ -85,7 +85,7 @@ class Model:
         """
         wanted = None if prior is None else class_prior(prior, self.class_names, self.class_counts)
         device = next(self.method.parameters()).device
-        stacked = as_uint8(images, self.size).to(device)
+        stacked = as_uint8(images, self.size, self.share).to(device)
         logits = score(self.method, stacked, self.view, self.scoring, logit_adjustment(self.class_counts, 1.0))
         if wanted is None:
             probabilities = torch.softmax(logits, dim=1)
@@ -153,13 +153,13 @@ def _load_exported(folder: Path, which: str, device: str) -> Model:
     return Model(method, config, about | {"data": about}, about["weights"], folder)
 
 
-def as_uint8(images: Images, size: int) -> Tensor:
+def as_uint8(images: Images, size: int, share: float = 1.0) -> Tensor:
     """Any of the accepted kinds of images as one (N, 3, size, size) uint8 tensor."""
     if isinstance(images, list | tuple):
         if not images:
             raise DataError("There are no images to predict.")
-        return torch.cat([middle_square(_planes(_one(image)), size) for image in images])
-    return middle_square(_planes(images), size)
+        return torch.cat([middle_square(_planes(_one(image)), size, share) for image in images])
+    return middle_square(_planes(images), size, share)
 
 
 def _planes(images: Any) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
@@ -17,7 +18,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from longtail.data.image_files import Pixels, chunks
 from longtail.data.images import ImageSet
+from longtail.data.squares import rows_within
 from longtail.data.views import View
 from longtail.errors import ConfigError
 from longtail.losses import logit_adjustment
@@ -26,6 +29,9 @@ from longtail.models.heads import LinearClassifier
 from longtail.settings import Settings
 
 EVALUATION_BATCH = 500
+EVALUATION_PIXELS = EVALUATION_BATCH * 96 * 96
+"""Larger images are evaluated in smaller batches, for the memory that the network takes."""
+
 TAU_NORMS = tuple(step / 10 for step in range(11))
 TAUS = tuple(step / 10 for step in range(21))
 
@@ -145,7 +151,7 @@ def evaluating(method: Method) -> Iterator[None]:
 
 def score(
     method: Method,
-    images: Tensor,
+    images: Pixels,
     plain: View,
     scoring: Scoring,
     log_prior: Tensor,
@@ -159,11 +165,12 @@ def score(
 
 
 def _in_batches(
-    method: Method, images: Tensor, plain: View, ask: Callable[[Tensor], Tensor], stopped: Callable[[], bool]
+    method: Method, images: Pixels, plain: View, ask: Callable[[Tensor], Tensor], stopped: Callable[[], bool]
 ) -> Tensor:
     parts = []
+    count = min(EVALUATION_BATCH, rows_within(EVALUATION_PIXELS, *images.shape[2:]))
     with evaluating(method):
-        for part in torch.split(images, EVALUATION_BATCH):
+        for part in chunks(images, count):
             if stopped():
                 raise EvaluationStoppedError
             parts.append(ask(plain.apply(part, ())).float().cpu())
@@ -210,12 +217,19 @@ def choose_scoring(
 
 
 def _normalized_scores(
-    method: Method, images: Tensor, plain: View, flip: bool, stopped: Callable[[], bool]
+    method: Method, images: Pixels, plain: View, flip: bool, stopped: Callable[[], bool]
 ) -> dict[float, Tensor]:
     """The scores (N, C) by power of normalization, from one pass of the network over the images."""
     device = method.network.classifier.weight.device
-    views = [images, images.flip(-1)] if flip else [images]
-    features = [_in_batches(method, view, plain, method.network.features, stopped).to(device) for view in views]
+    mirrored = (False, True) if flip else (False,)
+
+    def features_of(images: Tensor, mirror: bool) -> Tensor:
+        return method.network.features(images.flip(-1) if mirror else images)
+
+    features = [
+        _in_batches(method, images, plain, partial(features_of, mirror=mirror), stopped).to(device)
+        for mirror in mirrored
+    ]
     with evaluating(method):
         return {
             power: torch.stack([Scoring(tau_norm=power).classified(method, view) for view in features]).mean(0).cpu()

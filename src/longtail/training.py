@@ -12,8 +12,9 @@ from torch import Tensor
 from longtail.averaging import Average, averaged
 from longtail.config import Config
 from longtail.data.images import ImageSet, Source
-from longtail.data.loader import Loader
 from longtail.data.open import open_data
+from longtail.data.readers import read_by
+from longtail.data.stream_loader import build_loader
 from longtail.description import describe_run, summarize
 from longtail.detection import digest
 from longtail.device import resolve_device
@@ -86,6 +87,7 @@ def train(
         run.refuse_unless_new()
     device = resolve_device(config.run.device)
     threads = pin_threads(config, described, listener)
+    read_by(config.run.workers)
     data = open_data(config.data, source, listener.said)
     if resuming and described["data"]["fingerprint"] != data.fingerprint:
         raise RunError(f"The images are not those that {run.path} was trained on.")
@@ -103,7 +105,7 @@ def train(
     selection, reported = (data.val or data.evaluation).to(device), data.evaluation.to(device)
     optimizer = build_optimizer(method, config.optim, method.rates)
     average = None if config.optim.ema is None else Average(method, config.optim.ema)
-    loader = Loader(
+    loader = build_loader(
         data.train.to(device),
         method.needs,
         views,

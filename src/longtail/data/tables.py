@@ -42,9 +42,9 @@ def list_lists(files: dict[str, Path], root: Path | None) -> Listing:
             if not path or not _INTEGER.fullmatch(label):
                 problems.append(f"{where} is not 'path label' with an integer label: {shown(line)}")
                 continue
-            placed = _placed(path, base, where, problems)
-            if placed is not None and _is_class_number(label, where, problems):
-                rows[split].append(Row(*placed, int(label), where))
+            found = placed(path, base, where, problems)
+            if found is not None and _is_class_number(label, where, problems):
+                rows[split].append(Row(*found, int(label), where))
     return settle(files["train"].stem, rows, problems)
 
 
@@ -72,9 +72,9 @@ def list_csv(
             if not cells[1].strip():
                 problems.append(f"{where} has no label.")
                 continue
-            placed = _placed(cells[0], base, where, problems)
-            if placed is not None and split is not None:
-                rows.setdefault(split, []).append(Row(*placed, cells[1], where))
+            found = placed(cells[0], base, where, problems)
+            if found is not None and split is not None:
+                rows.setdefault(split, []).append(Row(*found, cells[1], where))
     notes = _number_labels(rows, problems)
     return settle(files["train"].stem, rows, problems, notes)
 
@@ -118,7 +118,7 @@ def _is_class_number(text: str, where: str, problems: list[str]) -> bool:
     return fits
 
 
-def _placed(text: str, base: str, where: str, problems: list[str]) -> tuple[str, str] | None:
+def placed(text: str, base: str, where: str, problems: list[str]) -> tuple[str, str] | None:
     """The file that ``text`` names and its name below ``base``; a problem where it is none or lies elsewhere."""
     name = os.path.normpath(text)
     if name[0] not in "/.~ " and "\0" not in text:  # a plain name, as nearly all of half a million lines have

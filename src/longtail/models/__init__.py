@@ -92,6 +92,8 @@ BACKBONES: dict[str, Callable[[int], nn.Module]] = {
     "torchvision/resnet18": partial(_torchvision_resnet, name="resnet18"),
     "torchvision/resnet34": partial(_torchvision_resnet, name="resnet34"),
     "torchvision/resnet50": partial(_torchvision_resnet, name="resnet50"),
+    "torchvision/resnet101": partial(_torchvision_resnet, name="resnet101"),
+    "torchvision/resnet152": partial(_torchvision_resnet, name="resnet152"),
     "torchvision/resnext50_32x4d": partial(_torchvision_resnet, name="resnext50_32x4d"),
     "torchvision/vit_b_16": partial(_vision_transformer, name="torchvision/vit_b_16", patch=16, **_VIT_BASE),
     "torchvision/vit_b_32": partial(_vision_transformer, name="torchvision/vit_b_32", patch=32, **_VIT_BASE),
