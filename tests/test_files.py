@@ -546,7 +546,9 @@ def test_nothing_of_pillow_is_changed_for_others(tmp_path: Path) -> None:
 # Memory, threads and the cache ----------------------------------------------------------------------------------------
 
 
-def test_a_set_that_would_not_fit_stays_in_its_files_or_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_set_that_would_not_fit_stays_in_its_files_or_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = folder(tmp_path, train=[3, 2])
 
     def read(*given: Any) -> Tensor:

@@ -202,7 +202,8 @@ def _look_at_files(
         for shape, alike in by_shape.items():
             rows = torch.tensor(list(alike))
             part = dataclasses.replace(train.subset(rows), images=torch.stack(list(alike.values())))
-            peaks[rows] = (_find(part, maps, name, ties, listener) + 0.5) / torch.tensor(shape)
+            places = _find(part, maps, name, ties, listener).double()
+            peaks[rows] = (places + 0.5) / torch.tensor(shape)
         if time.monotonic() - said > 5:
             said = time.monotonic()
             listener.said(f"salient peaks ({name}): {first + len(read):,} of {len(train):,} images")

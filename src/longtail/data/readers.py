@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from typing import Generic, TypeVar
 
 import torch
@@ -29,11 +29,20 @@ class _Processes:
     def __init__(self) -> None:
         self.count = 0
         self.pool: ProcessPoolExecutor | None = None
+        self.lifeline: Connection | None = None
 
     def started(self) -> ProcessPoolExecutor:
         if self.pool is None:
-            self.pool = ProcessPoolExecutor(self.count, mp_context=_context(), initializer=_begin)
+            context = _context()
+            watched, self.lifeline = context.Pipe(duplex=False)
+            self.pool = ProcessPoolExecutor(self.count, mp_context=context, initializer=_begin, initargs=(watched,))
         return self.pool
+
+    def ended(self) -> None:
+        """Forget the pool. A process that is left ends by itself: it ignores signals, and may wait for a dead one."""
+        self.pool = None
+        if self.lifeline is not None:
+            self.lifeline.close()
 
 
 _PROCESSES = _Processes()
@@ -51,9 +60,9 @@ def read_by(processes: int) -> None:
 
 def close_readers() -> None:
     """End the processes that read image files; they start again when they are needed."""
-    pool, _PROCESSES.pool = _PROCESSES.pool, None
-    if pool is not None:
-        pool.shutdown(wait=True, cancel_futures=True)
+    if _PROCESSES.pool is not None:
+        _PROCESSES.pool.shutdown(wait=True, cancel_futures=True)
+    _PROCESSES.ended()
 
 
 class Asked(Generic[R]):
@@ -111,7 +120,7 @@ def _clear() -> Iterator[None]:
     try:
         yield
     except BrokenProcessPool:
-        _PROCESSES.pool = None
+        _PROCESSES.ended()
         raise ResourceError(
             "A process that reads images has died: it was killed, or the machine is out of memory.",
             hint="Lower run.workers (0 reads in this process). A script of your own has to start training below "
@@ -128,17 +137,16 @@ def _context() -> multiprocessing.context.BaseContext:
     return context
 
 
-def _begin() -> None:
+def _begin(lifeline: Connection) -> None:
     """What a process does first. Signals to the whole group are for the main process, which ends its readers."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # Pillow's, of damaged EXIF and the like
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(lifeline: Connection) -> None:
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
+    wait([lifeline, *([] if parent is None else [parent.sentinel])])
+    os._exit(1)
