@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from longtail.models import build_backbone
 from longtail.models.heads import CosineClassifier, LinearClassifier, MLPHead, build_classifier
 from longtail.rng import keyed_global_rng
-from longtail.settings import Settings
+from longtail.settings import AbsolutePath, Settings
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -25,6 +25,8 @@ class ModelSettings(Settings):
     """The network without its classifier."""
     classifier: Literal["linear", "cosine"] = "linear"
     """linear: W h + b; cosine: 30 times the cosine of h and W."""
+    weights: AbsolutePath | None = None
+    """A local safetensors file that the backbone begins with, as far as its tensors fit."""
 
 
 class ProjectionSettings(Settings):
