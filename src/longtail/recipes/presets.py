@@ -167,6 +167,11 @@ TUNED: dict[str, Tuned] = {
     ),
     "imagenet-lt/bcl": Tuned(_CONTRASTIVE_BIG, "authors' program", _BCL_BIG_NOTE),
     "inat18/bcl": Tuned(_CONTRASTIVE_BIG, "authors' program", _BCL_BIG_NOTE),
+    "imagenet-lt/paco": Tuned(
+        {"method": {"alpha": 0.05, "temperature": 0.2}},
+        "authors' program",
+        "alpha and T alone; the rest is the preset's",
+    ),
     "imagenet-lt/smcl": Tuned(_SMCL_IMAGENET, "paper", _SMCL_IMAGENET_NOTE),
     "cifar10/mislas": Tuned(_MISLAS_CIFAR, "authors' program", _MISLAS_NOTE),
     "cifar100/mislas": Tuned(_MISLAS_CIFAR, "authors' program", _MISLAS_NOTE),
