@@ -46,7 +46,7 @@ def test_the_main_recipe_is_that_of_the_authors() -> None:
         "hidden": 512,
         "dim": 128,
     }
-    assert config.model.model_dump() == {"backbone": "resnet32", "classifier": "linear"}
+    assert config.model.model_dump() == {"backbone": "resnet32", "classifier": "linear", "weights": None}
     assert config.views.model_dump() == {"classification": "autoaugment", "contrastive": "contrastive"}
     optim = config.optim
     assert (optim.epochs, optim.batch, optim.lr, optim.schedule) == (200, 256, 0.15, "step")
