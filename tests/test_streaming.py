@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from longtail import detection
 from longtail.data import cutting
 from longtail.data.batch import DataNeeds
 from longtail.data.cutting import Draw, Part, Window, cut, read_squares
@@ -29,9 +30,11 @@ from longtail.data.readers import Asked, close_readers, read, read_by
 from longtail.data.squares import middle_square
 from longtail.data.stream_loader import StreamLoader, build_loader
 from longtail.data.views import VIEWS, build_view
+from longtail.detection import training_peaks
 from longtail.errors import ConfigError, DataError, ResourceError
 from longtail.rng import generator
 from pictures import SIZE, folder, picture, settings
+from tiny import Recorder
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
@@ -335,3 +338,71 @@ def test_settings_that_contradict_streaming_are_refused(root: Path) -> None:
 def test_an_analysis_of_all_images_in_memory_says_that_they_are_in_files(root: Path) -> None:
     with pytest.raises(DataError, match="read from their files"):
         _ = streamed(root).stacked
+
+
+# Peaks ----------------------------------------------------------------------------------------------------------------
+
+
+def spots(root: Path) -> ImageSet:
+    """Black images of several shapes with a white square of 4 x 4 pixels, each at a place of its own."""
+    for n in range(24):
+        height, width = 24 + 5 * (n % 4), 24 + 7 * (n % 3)
+        pixels = np.zeros((height, width, 3), np.uint8)
+        top, left = (7 * n) % (height - 4), (11 * n) % (width - 4)
+        pixels[top : top + 4, left : left + 4] = 255
+        file = root / "train" / "ab"[n % 2] / f"{n}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(file)
+    return load_files(settings("folder", root, stream=True, size=24)).train
+
+
+def brightness(images: Tensor) -> Tensor:
+    return images.float().mean(dim=1)
+
+
+@pytest.mark.parametrize("view", ["resized-crop", "crop-flip", "plain"])
+def test_the_peak_of_a_whole_image_follows_it_into_the_view(tmp_path: Path, view: str) -> None:
+    train = spots(tmp_path)
+    peaks = training_peaks(train, "fine-grained", given=brightness, listener=Recorder())
+    assert peaks is not None
+    assert bool(((peaks > 0) & (peaks < 1)).all())
+    views = {view: build_view(view, 24, (0, 0, 0), (1, 1, 1))}
+    needs = DataNeeds(views=(view,), partner_views=(view,), detector="fine-grained")
+    made = build_loader(train, needs, views, 8, 40, 3, peaks=peaks)
+    seen = 0
+    for batch in made.iterate(0, 60, lambda at: True):
+        for part in (batch, batch.partner):
+            assert part is not None
+            assert part.peaks is not None
+            for image, (row, column) in zip(part.views[0], part.peaks.tolist(), strict=True):
+                if 1 <= row <= 22 and 1 <= column <= 22 and float(image.max()) > 0.9:
+                    seen += 1
+                    assert float(image[:, row - 1 : row + 2, column - 1 : column + 2].max()) > 0.5
+    assert seen > 300
+
+
+def test_peaks_of_files_are_kept_until_a_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LONGTAIL_CACHE", str(tmp_path / "cache"))
+    train, looked = spots(tmp_path / "set"), list[int]()
+    once = detection.whole
+    monkeypatch.setattr(detection, "whole", lambda asked: looked.append(len(asked.files)) or once(asked))
+    first = training_peaks(train, "fine-grained", listener=Recorder())
+    again = training_peaks(train, "fine-grained", listener=Recorder())
+    assert first is not None
+    assert again is not None
+    assert torch.equal(first, again)
+    assert sum(looked) == 24
+    picture(tmp_path / "set" / "train" / "a" / "0.png", 5, height=24, width=24)
+    training_peaks(train, "fine-grained", listener=Recorder())
+    assert sum(looked) == 48
+
+
+def test_peaks_of_files_name_a_file_that_cannot_be_read_and_a_detector_that_needs_more(tmp_path: Path) -> None:
+    train = spots(tmp_path)
+    with pytest.raises(DataError, match="in memory"):
+        training_peaks(train, "ground-truth", listener=Recorder())
+    with pytest.raises(DataError, match="in memory"):
+        training_peaks(train, "given", maps_file="x.npz", listener=Recorder())
+    (tmp_path / "train" / "a" / "2.png").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"a/2\.png: no image"):
+        training_peaks(train, "fine-grained", given=brightness, listener=Recorder())
