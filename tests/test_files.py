@@ -22,6 +22,7 @@ from longtail.api import run_config
 from longtail.data import files as files_module
 from longtail.data.decoding import MAX_PIXELS, read_square
 from longtail.data.files import list_files, load_files
+from longtail.data.image_files import ImageFiles
 from longtail.data.listing import as_text, shown
 from longtail.data.open import open_data
 from longtail.data.settings import check_complete
@@ -210,7 +211,7 @@ def test_any_file_name_without_a_line_break_survives_a_list(
     if not kept or kept in (".", ".."):
         assert listing.problems
     else:
-        assert listing.splits["train"][0].path == place.parent / kept.removeprefix("\ufeff")
+        assert listing.splits["train"][0].path == str(place.parent / kept.removeprefix("\ufeff"))
 
 
 @pytest.mark.parametrize(
@@ -547,7 +548,9 @@ def test_nothing_of_pillow_is_changed_for_others(tmp_path: Path) -> None:
 # Memory, threads and the cache ----------------------------------------------------------------------------------------
 
 
-def test_a_set_that_would_not_fit_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_set_that_would_not_fit_stays_in_its_files_or_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = folder(tmp_path, train=[3, 2])
 
     def read(*given: Any) -> Tensor:
@@ -555,7 +558,8 @@ def test_a_set_that_would_not_fit_is_refused_before_it_is_read(tmp_path: Path, m
 
     monkeypatch.setattr(files_module, "read_square", read)
     monkeypatch.setattr(files_module, "MAX_BYTES", 5 * 3 * 100 * 100 - 1)
-    said = refusal("folder", root, size=100)
+    assert isinstance(load_files(settings("folder", root, size=100)).train.images, ImageFiles)
+    said = refusal("folder", root, size=100, stream=False)
     assert "5 images of 100 x 100 pixels" in said
     assert "data.size=99 would fit" in said
 

@@ -49,6 +49,7 @@ def test_the_main_recipe_is_that_of_the_authors() -> None:
     assert config.model.model_dump() == {
         "backbone": "resnet32",
         "classifier": "linear",
+        "weights": None,
         "bn": "batch",
         "bn_shards": None,
     }

@@ -129,6 +129,7 @@ GOLDEN = {
     "randaugment": (0.06064, 1.64235, 2.45500),
     "contrastive": (0.01952, 1.22501, 1.76005),
     "resized-crop": (0.15818, 1.33486, 1.83929),
+    "resized-crop-jitter": (0.10647, 1.40171, 2.26654),
     "imagenet-classification": (0.17876, 1.44209, 2.09794),
     "imagenet-contrastive": (-0.08332, 1.25405, 1.94086),
 }

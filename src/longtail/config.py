@@ -20,7 +20,7 @@ from longtail.data.views import VIEWS
 from longtail.errors import ConfigError, nearest, unknown_name
 from longtail.layers import read_config_file
 from longtail.methods import METHODS
-from longtail.models import BACKBONES
+from longtail.models import check_backbone
 from longtail.models.network import ModelSettings
 from longtail.saliency.detectors import DETECTORS
 from longtail.scoring import ScoringSettings
@@ -115,8 +115,9 @@ class Config(Settings):
             kept["run"] = {"precision": self.run.precision}
         for name in ("path", "root", "val_path", "test_path", "download", "test_profile"):
             kept["data"].pop(name, None)
-        if kept["method"].get("saliency_maps"):
-            kept["method"]["saliency_maps"] = _content_of(Path(kept["method"]["saliency_maps"]))
+        for group, name in (("method", "saliency_maps"), ("model", "weights")):
+            if kept[group].get(name):
+                kept[group][name] = _content_of(Path(kept[group][name]))
         text = json.dumps({name: value for name, value in kept.items() if value not in (None, {})}, sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
@@ -164,8 +165,9 @@ def build_config(values: Mapping[str, Any]) -> Config:
         config = Config.model_validate(dict(values))
     except ValidationError as error:
         raise ConfigError(_explain(error, values)) from None
-    if config.model.backbone not in BACKBONES:
-        raise unknown_name("backbone", config.model.backbone, BACKBONES)
+    check_backbone(config.model.backbone)
+    if config.init is not None and config.model.weights is not None:
+        raise ConfigError("init and model.weights exclude each other: both are what the backbone begins with.")
     detector = getattr(config.method, "detector", None)
     if detector is not None and detector not in DETECTORS:
         raise unknown_name("detector", detector, DETECTORS)

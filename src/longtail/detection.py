@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +17,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from longtail.data.archives import DAMAGED, load_archive
+from longtail.data.cutting import Whole, tensor, whole
+from longtail.data.image_files import PART, ImageFiles, refuse_unread
 from longtail.data.images import ImageSet
+from longtail.data.readers import in_turn
 from longtail.errors import DataError, ResourceError
 from longtail.files import cache_folder, write_atomic
 from longtail.listeners import Listener
@@ -40,6 +46,9 @@ def training_peaks(
 ) -> Tensor | None:
     """Row and column of the salient peak of every training image, (N, 2) int64 on the CPU, or None without a detector.
 
+    Of images in files: float64, as shares of the height and the width of the whole image, which is looked at with its
+    short side at ``data.size``.
+
     ``detector`` is DataNeeds.detector: a name of DETECTORS, or "given" for maps from ``maps_file``. ``given`` is a
     function from Python, uint8 (B, 3, H, W) to maps (B, H, W), that takes the place of either. Peaks of detectors that
     depend on the image alone are kept under the user's cache folder, keyed by the images, the detector and ``ties``.
@@ -48,6 +57,8 @@ def training_peaks(
     """
     if detector is None:
         return None
+    if isinstance(train.images, ImageFiles):
+        return _peaks_of_files(train, train.images, detector, given, ties, listener)
     if given is not None:
         return _find(train, given, "the function given", ties, listener)
     if detector == "given":
@@ -64,7 +75,7 @@ def training_peaks(
             )
         return mask_centers(train.masks.cpu())
     assert entry.maps is not None, f"'{detector}' is found in the step"
-    kept = _cache_file(train, detector, ties)
+    kept = _cache_file(train.fingerprint(), detector, ties)
     peaks = _read(kept, train)
     if peaks is None:
         peaks = _find(train, entry.maps, detector, ties, listener)
@@ -109,7 +120,7 @@ def read_maps(path: Path, train: ImageSet) -> Tensor:
 def _find(train: ImageSet, maps: ImageDetector, name: str, ties: str, listener: Listener) -> Tensor:
     """Peaks by chunks; says where it stands every few seconds."""
     found, said = [], time.monotonic()
-    for number, part in enumerate(torch.split(train.images, CHUNK)):
+    for number, part in enumerate(torch.split(train.stacked, CHUNK)):
         made = maps(part.clone())  # a function from outside may write into what it is given
         if not isinstance(made, Tensor) or made.shape != (len(part), *part.shape[-2:]):
             shape = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
@@ -122,6 +133,74 @@ def _find(train: ImageSet, maps: ImageDetector, name: str, ties: str, listener: 
             done = min(len(train), (number + 1) * CHUNK)
             listener.said(f"salient peaks ({name}): {done:,} of {len(train):,} images")
     return torch.cat(found)
+
+
+def _peaks_of_files(
+    train: ImageSet,
+    images: ImageFiles,
+    detector: str,
+    given: ImageDetector | None,
+    ties: str,
+    listener: Listener,
+) -> Tensor:
+    """Peaks (N, 2) of image files. Kept by the names, sizes and times of the files; those of ``given`` are not kept."""
+    entry = DETECTORS.get(detector)
+    maps = given or (None if entry is None else entry.maps)
+    if maps is None:
+        raise DataError(
+            f"The saliency of '{detector}' is for images in memory, and these are read from their files when needed.",
+            hint="Choose a detector that looks at the image (longtail detectors), or data.stream=false.",
+        )
+    kept = None if given else _cache_file(_state_of(images), detector, ties)
+    if kept is not None:
+        with contextlib.suppress(OSError, SafetensorError, KeyError):
+            found = load_file(kept)["peaks"]
+            if (
+                found.shape == (len(train), 2)
+                and found.dtype == torch.float64
+                and bool(((found > 0) & (found < 1)).all())
+            ):
+                return found
+    found = _look_at_files(train, images, maps, detector, ties, listener)
+    if kept is not None:
+        _keep(kept, found)
+    return found
+
+
+def _state_of(images: ImageFiles) -> str:
+    state = hashlib.blake2b(f"files {images.size}".encode(), digest_size=16)
+    for file in images.files:
+        with contextlib.suppress(OSError):  # a file that is not there is told when it is read
+            found = os.stat(file)
+            state.update(f"{file}\0{found.st_size} {found.st_mtime_ns}\0".encode("utf-8", "surrogateescape"))
+    return state.hexdigest()
+
+
+def _look_at_files(
+    train: ImageSet, images: ImageFiles, maps: ImageDetector, name: str, ties: str, listener: Listener
+) -> Tensor:
+    """The readers bring whole images, the detector looks here: at those of one shape together."""
+    peaks, said = torch.empty(len(train), 2, dtype=torch.float64), time.monotonic()
+    firsts = range(0, len(train), CHUNK)
+    pieces = [images.files[first : first + CHUNK] for first in firsts]
+    short, most = images.size, 4 * images.size
+    wanted = [[Whole(part[i : i + PART], short, most) for i in range(0, len(part), PART)] for part in pieces]
+    for first, piece, found in zip(firsts, pieces, in_turn(whole, wanted), strict=True):
+        read = [one for part in found for one in part]
+        refuse_unread({file: one for file, one in zip(piece, read, strict=True) if isinstance(one, str)})
+        by_shape: dict[torch.Size, dict[int, Tensor]] = {}
+        for row, one in enumerate(read):
+            if not isinstance(one, str):
+                by_shape.setdefault(torch.Size(one.shape[1:]), {})[first + row] = tensor(one)
+        for shape, alike in by_shape.items():
+            rows = torch.tensor(list(alike))
+            part = dataclasses.replace(train.subset(rows), images=torch.stack(list(alike.values())))
+            places = _find(part, maps, name, ties, listener).double()
+            peaks[rows] = (places + 0.5) / torch.tensor(shape)
+        if time.monotonic() - said > 5:
+            said = time.monotonic()
+            listener.said(f"salient peaks ({name}): {first + len(read):,} of {len(train):,} images")
+    return peaks
 
 
 def _refuse_unless_finite(maps: Tensor, train: ImageSet, first: int, name: str) -> None:
@@ -141,8 +220,8 @@ def _peaks_of(maps: Tensor, ties: str, chunk: int) -> Tensor:
     return peak(maps, generator=generator("saliency ties", chunk) if ties == "random" else None).cpu()
 
 
-def _cache_file(train: ImageSet, detector: str, ties: str) -> Path:
-    parts = (train.fingerprint(), detector, ties, str(DETECTION_VERSION))
+def _cache_file(images: str, detector: str, ties: str) -> Path:
+    parts = (images, detector, ties, str(DETECTION_VERSION))
     name = hashlib.blake2b("\0".join(parts).encode(), digest_size=12).hexdigest()
     return cache_folder() / "peaks" / f"{name}.safetensors"
 

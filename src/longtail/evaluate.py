@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from longtail.data.image_files import Pixels
 from longtail.data.images import ImageSet
 from longtail.data.prepare import Prepared
 from longtail.data.scenes import seen_backgrounds
@@ -72,7 +73,7 @@ class Evaluation:
 
 def predict_probabilities(
     method: Method,
-    images: Tensor,
+    images: Pixels,
     plain: View,
     counts: Sequence[int] | Tensor,
     scoring: Scoring = AS_TRAINED,
@@ -97,7 +98,7 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate on one split, with what ``scoring`` leaves to be chosen chosen on val; raises DivergedError where a
     probability is not finite."""
-    val = data.val.to(images.images.device) if data.val is not None and scoring.chooses else None
+    val = data.val.to(images.labels.device) if data.val is not None and scoring.chooses else None
     chosen = choose_scoring(scoring, method, val, plain, data.stats.counts, stopped)
     probabilities = predict_probabilities(method, images.images, plain, data.stats.counts, chosen, stopped).numpy()
     if not np.isfinite(probabilities).all():

@@ -18,8 +18,8 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from longtail.config import Config, build_config
-from longtail.data.arrays import middle_square
 from longtail.data.decoding import BrokenImageError, opened, quiet_pillow, read_pixels
+from longtail.data.squares import middle_square
 from longtail.data.views import build_view
 from longtail.device import resolve_device
 from longtail.errors import ConfigError, DataError, RunError
@@ -47,7 +47,7 @@ class Model:
         self.described = dict(described)
         self.class_names: list[str] = list(described["data"]["class_names"])
         self.class_counts: list[int] = list(described["class_counts"])
-        self.size = int(described["image_size"])
+        self.size, self.share = int(described["image_size"]), config.data.center_crop
         mean, std = described["normalization"]["mean"], described["normalization"]["std"]
         self.view = build_view("plain", self.size, (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
 
@@ -89,7 +89,7 @@ class Model:
         """
         wanted = None if prior is None else class_prior(prior, self.class_names, self.class_counts)
         device = next(self.method.parameters()).device
-        stacked = as_uint8(images, self.size).to(device)
+        stacked = as_uint8(images, self.size, self.share).to(device)
         logits = score(self.method, stacked, self.view, self.scoring, logit_adjustment(self.class_counts, 1.0))
         if wanted is None:
             probabilities = torch.softmax(logits, dim=1)
@@ -174,25 +174,26 @@ def _load_exported(folder: Path, which: str, device: str) -> Model:
     return Model(method, config, about | {"data": about}, about["weights"], folder)
 
 
-def as_uint8(images: Images, size: int | None) -> Tensor:
+def as_uint8(images: Images, size: int | None, share: float = 1.0) -> Tensor:
     """Any of the accepted kinds of images as one (N, 3, size, size) uint8 tensor.
 
-    ``size`` None keeps their own, which then has to be one, and square. Raises DataError.
+    ``size`` None keeps their own, which then has to be one, and square; else the middle square is ``share`` of the
+    short side. Raises DataError.
     """
     if not isinstance(images, list | tuple):
-        return _fitted(_planes(images), size)
+        return _fitted(_planes(images), size, share)
     if not images:
         raise DataError("There are no images.")
-    parts = [_fitted(_planes(_one(image)), size) for image in images]
+    parts = [_fitted(_planes(_one(image)), size, share) for image in images]
     if len({part.shape for part in parts}) > 1:
         raise DataError("The images differ in size.", hint="Say what to bring them to: size=32")
     return torch.cat(parts)
 
 
-def _fitted(planes: Tensor, size: int | None) -> Tensor:
+def _fitted(planes: Tensor, size: int | None, share: float) -> Tensor:
     height, width = planes.shape[2:]
     if size is not None:
-        return middle_square(planes, size)
+        return middle_square(planes, size, share)
     if height != width:
         raise DataError(
             f"Images of {height} x {width} pixels are not square.",

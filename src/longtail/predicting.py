@@ -57,7 +57,7 @@ def predict_paths(
         raise ConfigError(f"--top {top}: there are {len(model.class_names)} classes.")
     wanted = None if prior is None else class_prior(prior, model.class_names, model.class_counts)
     found = Predicted()
-    batches = read_batches([str(path) for path in paths], model.size, found.unreadable)
+    batches = read_batches([str(path) for path in paths], model.size, found.unreadable, model.share)
     with contextlib.nullcontext() if out is None else written_whole(out) as file:
         table = None if file is None or out is None else _Table(file, out.suffix, model.class_names, top)
         for names, images in batches:
@@ -80,10 +80,12 @@ def predict_paths(
 # Reading --------------------------------------------------------------------------------------------------------------
 
 
-def read_batches(paths: Sequence[str], size: int, unreadable: list[str]) -> Iterator[tuple[list[str], torch.Tensor]]:
+def read_batches(
+    paths: Sequence[str], size: int, unreadable: list[str], share: float = 1.0
+) -> Iterator[tuple[list[str], torch.Tensor]]:
     """Names and images (n, 3, size, size) uint8, n up to BATCH; a reason for each that cannot be read goes to
     ``unreadable``. Raises DataError at once, before anything is read, for a path that is not there."""
-    return _joined(_pieces(list(expand(paths)), size, unreadable))
+    return _joined(_pieces(list(expand(paths)), size, share, unreadable))
 
 
 def expand(paths: Sequence[str]) -> Iterator[tuple[str, str | None]]:
@@ -117,19 +119,19 @@ def _images_below(folder: str) -> Iterator[str]:
 
 
 def _pieces(
-    files: Sequence[tuple[str, str | None]], size: int, unreadable: list[str]
+    files: Sequence[tuple[str, str | None]], size: int, share: float, unreadable: list[str]
 ) -> Iterator[tuple[list[str], torch.Tensor]]:
     for path, array in files:
         shown = os.fsencode(path).decode("utf-8", "replace")
         try:
             if not path.endswith(ARCHIVES):
-                yield [shown], as_uint8([path], size)
+                yield [shown], as_uint8([path], size, share)
                 continue
             name, stacked = read_array(path, array)
             for start in range(0, len(stacked), BATCH):
                 part: Images = stacked[start : start + BATCH]
                 names = [f"{shown}{name}[{start + i}]" for i in range(len(part))]
-                yield names, as_uint8(part, size)
+                yield names, as_uint8(part, size, share)
         except DataError as error:
             unreadable.append(error.message)
 

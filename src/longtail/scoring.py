@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
@@ -17,7 +18,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from longtail.data.image_files import Pixels, chunks, picked
 from longtail.data.images import ImageSet
+from longtail.data.squares import rows_within
 from longtail.data.views import View
 from longtail.distributed import gather_rows, largest, rank, world_size
 from longtail.errors import ConfigError
@@ -28,6 +31,9 @@ from longtail.models.heads import LinearClassifier
 from longtail.settings import Settings
 
 EVALUATION_BATCH = 500
+EVALUATION_PIXELS = EVALUATION_BATCH * 96 * 96
+"""Larger images are evaluated in smaller batches, for the memory that the network takes."""
+
 TAU_NORMS = tuple(step / 10 for step in range(11))
 TAUS = tuple(step / 10 for step in range(21))
 
@@ -155,7 +161,7 @@ def evaluating(method: Method) -> Iterator[None]:
 
 def score(
     method: Method,
-    images: Tensor,
+    images: Pixels,
     plain: View,
     scoring: Scoring,
     log_prior: Tensor,
@@ -169,25 +175,27 @@ def score(
 
 
 def _in_batches(
-    method: Method, images: Tensor, plain: View, ask: Callable[[Tensor], Tensor], stopped: Callable[[], bool]
+    method: Method, images: Pixels, plain: View, ask: Callable[[Tensor], Tensor], stopped: Callable[[], bool]
 ) -> Tensor:
     """What ``ask`` says of normalized images, a row for each; the processes of a job take a batch in turn.
 
     A batch is the same in how many processes there are, and so are its rows.
     """
-    batches, processes = torch.split(images, EVALUATION_BATCH), world_size()
+    count, processes = min(EVALUATION_BATCH, rows_within(EVALUATION_PIXELS, *images.shape[2:])), world_size()
+    places = torch.split(torch.arange(len(images)), count)
+    dealt = [torch.cat([*places[number::processes], places[0][:0]]) for number in range(processes)]
+    batches = chunks(images if processes == 1 else picked(images, dealt[rank()]), count)
     found = []
     with evaluating(method):
-        for first in range(0, len(batches), processes):
+        # A process that has no batch in the last round looks at the stop as often as the others.
+        for first in range(0, len(places), processes):
             if stopped():
                 raise EvaluationStoppedError
-            if first + rank() < len(batches):
-                found.append(ask(plain.apply(batches[first + rank()], ())).float().cpu())
+            if first + rank() < len(places):
+                found.append(ask(plain.apply(next(batches), ())).float().cpu())
     if processes == 1:
         return torch.cat(found)
     (width,) = largest(found[0].shape[1] if found else 0)
-    places = torch.split(torch.arange(len(images)), EVALUATION_BATCH)
-    dealt = [torch.cat([*places[number::processes], places[0][:0]]) for number in range(processes)]
     rows = gather_rows(torch.cat([*found, torch.empty(0, width)]), [len(hand) for hand in dealt])
     return torch.empty_like(rows).index_copy_(0, torch.cat(dealt), rows)
 
@@ -232,12 +240,19 @@ def choose_scoring(
 
 
 def _normalized_scores(
-    method: Method, images: Tensor, plain: View, flip: bool, stopped: Callable[[], bool]
+    method: Method, images: Pixels, plain: View, flip: bool, stopped: Callable[[], bool]
 ) -> dict[float, Tensor]:
     """The scores (N, C) by power of normalization, from one pass of the network over the images."""
     device = method.network.classifier.weight.device
-    views = [images, images.flip(-1)] if flip else [images]
-    features = [_in_batches(method, view, plain, method.network.features, stopped).to(device) for view in views]
+    mirrored = (False, True) if flip else (False,)
+
+    def features_of(images: Tensor, mirror: bool) -> Tensor:
+        return method.network.features(images.flip(-1) if mirror else images)
+
+    features = [
+        _in_batches(method, images, plain, partial(features_of, mirror=mirror), stopped).to(device)
+        for mirror in mirrored
+    ]
     with evaluating(method):
         return {
             power: torch.stack([Scoring(tau_norm=power).classified(method, view) for view in features]).mean(0).cpu()

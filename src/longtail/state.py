@@ -17,6 +17,7 @@ from longtail.config import Config, build_config
 from longtail.errors import ConfigError, DivergedError, RunError
 from longtail.layers import merge
 from longtail.methods import METHODS, Method
+from longtail.models.weights import load_backbone
 from longtail.rundir import Checkpoint, RunDir
 
 
@@ -229,6 +230,8 @@ def begin(method: Method, config: Config) -> str | None:
     """
     if config.init is not None:
         return load_initial_weights(method, Path(config.init))
+    if config.model.weights is not None:
+        return load_backbone(method.network.backbone, config.model.weights)
     if method.from_init:
         return (
             f"Without init=RUN '{config.method_name}' freezes a network that nobody trained, and learns on random "

@@ -13,9 +13,10 @@ from torch import Tensor
 from longtail.averaging import Average, averaged
 from longtail.config import Config
 from longtail.data.images import ImageSet, Source
-from longtail.data.loader import Loader
 from longtail.data.open import open_data
 from longtail.data.prepare import Prepared
+from longtail.data.readers import read_by
+from longtail.data.stream_loader import build_loader
 from longtail.description import describe_run, summarize
 from longtail.detection import digest
 from longtail.device import resolve_device
@@ -113,6 +114,7 @@ def train(
     faults = planned_faults()
     device = agreed(lambda: resolve_device(config.run.device, local_rank() if world_size() > 1 else None))
     threads = pin_threads(config, described, listener)
+    read_by(config.run.workers)
     data = in_turn(lambda: open_data(config.data, source, listener.said))
     refuse_other_images(data)
     if resuming and described["data"]["fingerprint"] != data.fingerprint:
@@ -132,7 +134,7 @@ def train(
     selection, reported = (data.val or data.evaluation).to(device), data.evaluation.to(device)
     optimizer = build_optimizer(method, config.optim, method.rates)
     average = None if config.optim.ema is None else Average(method, config.optim.ema)
-    loader = Loader(
+    loader = build_loader(
         data.train.to(device),
         method.needs,
         views,

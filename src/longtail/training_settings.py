@@ -77,7 +77,7 @@ class RunSettings(Settings):
     threads: int | None = Field(None, ge=1)
     """CPU threads; null takes PyTorch's choice. Another number sums in another order."""
     workers: int = Field(0, ge=0, le=64)
-    """Threads that make batches ahead; the result does not depend on it."""
+    """Threads that make batches ahead, or processes where files are streamed; the result does not depend on it."""
     compile: Literal["auto"] | bool = "auto"
     """Compile the network: auto does where a run is long enough."""
     precision: Literal["float32", "bfloat16"] = "float32"

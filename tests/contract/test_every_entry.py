@@ -157,7 +157,14 @@ def test_without_a_partner_nothing_is_mixed(name: str) -> None:
 
 # Backbones and classifiers --------------------------------------------------------------------------------------------
 
-HEAVY = {"resnet32-w64", "torchvision/resnet34", "torchvision/resnet50", "torchvision/resnext50_32x4d"}
+HEAVY = {
+    "torchvision/resnet101",
+    "torchvision/resnet152",
+    "resnet32-w64",
+    "torchvision/resnet34",
+    "torchvision/resnet50",
+    "torchvision/resnext50_32x4d",
+}
 HEAVY |= {"torchvision/vit_b_16", "torchvision/vit_b_32"}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -12,11 +13,17 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from longtail.data.image_files import ImageFiles, Pixels, chunks
 from longtail.data.images import ImageSet, Source
+from longtail.data.squares import fitting, middle_square, rows_within
 from longtail.errors import ConfigError, DataError
 
-# Bounds the float copies of pixel_statistics and resize to some tens of megabytes at CIFAR size.
+SAMPLE = 2048
+"""Image files of which mean and deviation of the pixels are taken."""
+
+# Bounds the float copies of pixel_statistics and resize to some tens of megabytes.
 _CHUNK = 1024
+_PIXELS = _CHUNK * 32 * 32
 
 
 def from_arrays(
@@ -63,18 +70,21 @@ def from_arrays(
     return Source(name, names, sets["train"], sets.get("val"), sets.get("test"))
 
 
-def pixel_statistics(images: Tensor) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+def pixel_statistics(images: Pixels) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Mean and standard deviation of each channel of ``images`` (N, 3, H, W) uint8, for pixels in [0, 1].
 
     Sums of integers in float64 are exact here, so neither chunks nor threads change the result. A channel without
-    variance gets deviation 1: it normalizes to 0 instead of NaN.
+    variance gets deviation 1: it normalizes to 0 instead of NaN. Of images in files at most SAMPLE are read, evenly
+    spread over them.
     """
+    if isinstance(images, ImageFiles) and len(images) > SAMPLE:
+        images = images.subset(torch.arange(SAMPLE) * len(images) // SAMPLE)
     total, squares = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
-    for chunk in torch.split(images, _CHUNK):
+    for chunk in chunks(images, rows_within(_PIXELS, *images.shape[2:])):
         values = chunk.to(torch.float64)
         total += values.sum((0, 2, 3)).cpu()
         squares += values.square().sum((0, 2, 3)).cpu()
-    pixels = images.numel() // 3
+    pixels = math.prod(images.shape) // 3
     if pixels == 0:
         raise DataError("There is no pixel to take mean and deviation of.")
     mean = total / pixels
@@ -111,36 +121,14 @@ def resize(source: Source, size: int) -> Source:
     )
 
 
-def middle_square(images: Tensor, size: int) -> Tensor:
-    """uint8 images (N, 3, H, W) as (N, 3, size, size): the short side by antialiased bilinear, then the center."""
-    height, width = images.shape[2:]
-    if (height, width) == (size, size):
-        return images.contiguous()
-    shape, window = _fitting(height, width, size)
-
-    def pixels(chunk: Tensor) -> Tensor:
-        scaled = F.interpolate(chunk.float(), shape, mode="bilinear", antialias=True, align_corners=False)
-        return scaled[window].round().clamp(0, 255).to(torch.uint8)
-
-    return torch.cat([pixels(chunk) for chunk in torch.split(images, _CHUNK)])
-
-
-def _fitting(height: int, width: int, size: int) -> tuple[tuple[int, int], tuple[Any, ...]]:
-    """The shape to scale to so that the short side is ``size``, and the middle window of it."""
-    scale = size / min(height, width)
-    shape = (max(size, round(height * scale)), max(size, round(width * scale)))
-    rows, columns = ((side - size) // 2 for side in shape)
-    return shape, (..., slice(rows, rows + size), slice(columns, columns + size))
-
-
 def _resized(part: ImageSet, size: int) -> ImageSet:
     height, width = part.images.shape[2:]
-    shape, window = _fitting(height, width, size)
+    shape, window = fitting(height, width, size)
 
     def mask(chunk: Tensor) -> Tensor:
         return F.interpolate(chunk[:, None].float(), shape, mode="nearest-exact")[window][:, 0] > 0.5
 
-    images = middle_square(part.images, size)
+    images = middle_square(part.stacked, size)
     masks = None if part.masks is None else torch.cat([mask(chunk) for chunk in torch.split(part.masks, _CHUNK)])
     return ImageSet(images, part.labels, part.source_index, masks, part.backgrounds, part.ids)
 

@@ -136,7 +136,7 @@ def _look_at_source(source: Source) -> list[_Look]:
         if part is None:
             continue
         labels = part.labels.tolist()
-        for row, image in enumerate(part.images.cpu().numpy()):
+        for row, image in enumerate(part.stacked.cpu().numpy()):
             name = f"{split} {row}" if part.ids is None else part.ids[row]
             looks.append(_Look(split, labels[row], name, _digest(np.ascontiguousarray(image))))
     return looks

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from longtail.data.arrays import middle_square
+from longtail.data.squares import middle_square
 
 MAX_PIXELS = 89_478_485
 """An image of more pixels is refused before it is decoded: 256 MiB of RGB, the count from which Pillow warns."""
@@ -54,21 +54,34 @@ def quiet_pillow() -> Iterator[None]:
         yield
 
 
-def read_square(path: Path, size: int) -> Tensor:
-    """The image at ``path`` as (3, size, size) uint8: short side by antialiased bilinear, then the middle square.
+def read_square(path: Path | str, size: int, share: float = 1.0) -> Tensor:
+    """The image at ``path`` as (3, size, size) uint8: :func:`~longtail.data.squares.middle_square`.
 
     Raises :class:`BrokenImageError`.
     """
-    with opened(path) as image:
-        # Resizing takes 12 bytes a pixel.
-        large = image.width * image.height > _LARGE
-        with _ONE_LARGE_AT_A_TIME if large else contextlib.nullcontext():
-            pixels = torch.from_numpy(read_pixels(image)).permute(2, 0, 1)
-            return middle_square(pixels[None], size)[0]
+    with opened(path) as image, one_large_at_a_time(image):
+        return square_of(to_rgb(image), size, share)
+
+
+def square_of(image: Image.Image, size: int, share: float = 1.0) -> Tensor:
+    """The middle square (3, size, size) uint8 of an RGB image."""
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    return middle_square(pixels[None], size, share)[0]
+
+
+def one_large_at_a_time(image: Image.Image) -> contextlib.AbstractContextManager[object]:
+    """Within it no other thread resizes a large image, which takes 12 bytes a pixel."""
+    return _ONE_LARGE_AT_A_TIME if image.width * image.height > _LARGE else contextlib.nullcontext()
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Height and width of an opened image once it is upright, from its header alone."""
+    turned = 5 <= orientation(image) <= 8 and image.format != "TIFF"  # of which Pillow turns the header's size too
+    return (image.width, image.height) if turned else (image.height, image.width)
 
 
 @contextlib.contextmanager
-def opened(source: Path | bytes) -> Iterator[Image.Image]:
+def opened(source: Path | str | bytes) -> Iterator[Image.Image]:
     """An image from its file or bytes, its header read; whatever goes wrong within becomes a BrokenImageError."""
     try:
         with (
@@ -137,14 +150,14 @@ def _formats() -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def _regular(path: Path) -> Iterator[BinaryIO]:
+def _regular(path: Path | str) -> Iterator[BinaryIO]:
     """A regular file that is not empty, opened: a pipe or a device would keep its reader waiting."""
     found = os.stat(path)
     if not stat.S_ISREG(found.st_mode):
         raise BrokenImageError("a folder" if stat.S_ISDIR(found.st_mode) else "not a regular file")
     if found.st_size == 0:
         raise BrokenImageError("an empty file")
-    with path.open("rb") as file:
+    with Path(path).open("rb") as file:
         yield file
 
 

@@ -1,8 +1,10 @@
-"""Data sets of image files: listed, decoded once by several threads, and kept in the user's cache folder."""
+"""Data sets of image files: listed, then decoded once by several threads and kept in the user's cache folder, or left
+in their files where they are too many."""
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import json
 import math
@@ -17,12 +19,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from longtail.data.big_lists import BIG_LISTS, list_big, missing_files
 from longtail.data.decoding import BrokenImageError, quiet_pillow, read_square
 from longtail.data.folders import list_folder
+from longtail.data.image_files import ImageFiles
 from longtail.data.images import ImageSet, Source
 from longtail.data.listing import SPLITS, Entry, Listing, first_few, shown
 from longtail.data.prepare import check_classes
-from longtail.data.settings import DataSettings
+from longtail.data.settings import BIG, DataSettings, check_complete
 from longtail.data.tables import list_csv, list_lists
 from longtail.errors import ConfigError, DataError
 from longtail.files import cache_folder
@@ -31,7 +35,7 @@ DECODING_VERSION = 1
 """Raised when the same file gives other pixels: what older versions kept is then decoded anew."""
 
 MAX_BYTES = 4 * 2**30
-"""The largest set, decoded, that is taken: all images of a run are in memory at once."""
+"""The largest set, decoded, that is held in memory; a larger one is read from its files while a run goes on."""
 
 KEPT_BYTES = 10 * 2**30
 """What the cache holds of decoded sets before the ones not used for longest are deleted."""
@@ -42,13 +46,16 @@ _CHUNK = 256
 
 
 def list_files(settings: DataSettings) -> Listing:
-    """What ``data.path`` of a folder, list or CSV file consists of; no image is opened. Raises DataError."""
+    """What ``data.path`` of a set of image files consists of; no image is opened. Raises DataError."""
     assert settings.path is not None
     path = Path(settings.path)
     if not path.exists():
         raise DataError(f"There is nothing at {path}.", hint="Check data.path.")
     if settings.name == "folder":
         return list_folder(path)
+    if settings.name in BIG:
+        with _collector_at_rest():
+            return list_big(settings)
     files = {"train": path}
     for split, other in (("val", settings.val_path), ("test", settings.test_path)):
         if other is not None:
@@ -59,19 +66,34 @@ def list_files(settings: DataSettings) -> Listing:
     return list_csv(files, root, settings.image_column, settings.label_column, settings.split_column)
 
 
+@contextlib.contextmanager
+def _collector_at_rest() -> Iterator[None]:
+    """Half a million rows hold no circles, and looking for them takes as long as reading the rows."""
+    working = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if working:
+            gc.enable()
+
+
 def load_files(settings: DataSettings, say: Say | None = None) -> Source:
-    """The images of a folder, list or CSV file at ``data.size``, as :func:`~longtail.data.decoding.read_square` has
-    them, with their paths as ids.
+    """The images of a folder or of lists at ``data.size``, as :func:`~longtail.data.decoding.read_square` has them,
+    with their paths as ids; or their files, where ``data.stream`` says so or they would not fit in memory.
 
     A set that was decoded before and has not changed (paths, file sizes, times) comes from the cache folder. ``say``
-    hears every few seconds how far it is. Raises DataError for a listing with problems, a set that would not fit in
-    memory, and files that cannot be read unless ``data.on_error`` is "skip": they are then left out, with a note.
+    hears every few seconds how far it is. Raises DataError for a listing with problems, a set that would not fit where
+    it must be in memory, and files that cannot be read unless ``data.on_error`` is "skip": they are then left out, with
+    a note. Of files that are left where they are it is told only whether they are there.
     """
     listing = list_files(settings)
     listing.refuse_problems()
     check_classes(listing.counts("train"), listing.class_names, settings.allow_empty)
     size = settings.size
     assert size is not None
+    if _streams(settings, listing):
+        return _streamed(settings, listing)
     _refuse_too_large(listing, size)
     kept = _cache_file(listing, size)
     images = None if kept is None else _read(kept, listing, size)
@@ -97,6 +119,44 @@ def load_files(settings: DataSettings, say: Say | None = None) -> Source:
     )
 
 
+def _streams(settings: DataSettings, listing: Listing) -> bool:
+    """Whether the images are left in their files. Raises ConfigError where they are and all were to be looked at."""
+    if settings.stream != "auto":
+        return settings.stream
+    size, count = settings.size or 0, sum(map(len, listing.splits.values()))
+    if settings.name not in BIG and settings.center_crop == 1 and 3 * size * size * count <= MAX_BYTES:
+        return False
+    check_complete(settings.model_copy(update={"stream": True}))
+    return True
+
+
+def _streamed(settings: DataSettings, listing: Listing) -> Source:
+    """The files of a listing as a source; DataError, naming the first ten, where some are not there."""
+    absent = missing_files(listing)
+    if absent:
+        count = sum(map(len, listing.splits.values()))
+        raise DataError(
+            "\n".join([f"{len(absent):,} of {count:,} listed images are not there:", *first_few(absent, 10)]),
+            hint="Paths are below data.root, or the folder of the list: set data.root to the folder they begin in.",
+        )
+    sets = {}
+    for split, entries in listing.splits.items():
+        images = ImageFiles([entry.path for entry in entries], settings.size or 0, settings.center_crop)
+        labels = torch.tensor([entry.label for entry in entries], dtype=torch.int64)
+        sets[split] = ImageSet(images, labels, torch.arange(len(entries)), ids=[entry.id for entry in entries])
+    known = BIG_LISTS.get(settings.name)
+    return Source(
+        shown(listing.name),
+        listing.class_names,
+        sets["train"],
+        sets.get("val"),
+        sets.get("test"),
+        mean=None if known is None else known.mean,
+        std=None if known is None else known.std,
+        notes=list(listing.notes),
+    )
+
+
 def _image_set(images: Tensor, entries: Sequence[Entry], broken: dict[Entry, str]) -> ImageSet:
     good = [(position, entry) for position, entry in enumerate(entries) if entry not in broken]
     labels = torch.tensor([entry.label for _, entry in good], dtype=torch.int64)
@@ -111,8 +171,8 @@ def _refuse_too_large(listing: Listing, size: int) -> None:
         fits = math.isqrt(MAX_BYTES // (3 * count))
         hint = f"data.size={fits} would fit." if fits >= 8 else "Take fewer images."
         raise DataError(
-            f"{count:,} images of {size} x {size} pixels take {needed / 2**30:.1f} GB, and all are held in memory at "
-            f"once: at most {MAX_BYTES / 2**30:.0f} GB.",
+            f"{count:,} images of {size} x {size} pixels take {needed / 2**30:.1f} GB, and with data.stream=false all "
+            f"are held in memory at once: at most {MAX_BYTES / 2**30:.0f} GB.",
             hint=hint,
         )
 
@@ -176,7 +236,7 @@ def _cache_file(listing: Listing, size: int) -> Path | None:
         for split in SPLITS:
             digest.update(f"\0{split}".encode())
             for entry in listing.splits.get(split, ()):
-                found = entry.path.stat()
+                found = os.stat(entry.path)
                 digest.update(os.fsencode(entry.path))
                 digest.update(f"\0{found.st_size} {found.st_mtime_ns}\0".encode())
     except (OSError, ConfigError):

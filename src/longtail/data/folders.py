@@ -91,7 +91,7 @@ class _Search:
             self.classes.add(path.name)
             for image in self.images(path, place):
                 name = self.relative(image)
-                rows.append(Row(image, name, path.name, shown(name)))
+                rows.append(Row(str(image), name, path.name, shown(name)))
         return rows
 
     def images(self, folder: Path, place: Path) -> list[Path]:

@@ -9,17 +9,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from longtail.data.image_files import ImageFiles, Pixels
+from longtail.errors import DataError
+
 
 @dataclasses.dataclass(frozen=True)
 class ImageSet:
-    """Images of one split, stacked.
+    """Images of one split, stacked or in their files.
 
-    ``images`` (N, 3, H, W) uint8; ``labels`` (N,) int64 in [0, C). Optional, per image: ``masks`` (N, H, W) bool, true
-    on the object; ``backgrounds`` (N,) int64, the background family; ``ids``, a name to find the image again by
-    (default: its position in the source, which ``source_index`` keeps through subsets).
+    ``images`` (N, 3, H, W) uint8, or :class:`ImageFiles`; ``labels`` (N,) int64 in [0, C). Optional, per image:
+    ``masks`` (N, H, W) bool, true on the object; ``backgrounds`` (N,) int64, the background family; ``ids``, a name to
+    find the image again by (default: its position in the source, which ``source_index`` keeps through subsets).
     """
 
-    images: Tensor
+    images: Pixels
     labels: Tensor
     source_index: Tensor
     masks: Tensor | None = None
@@ -29,10 +32,20 @@ class ImageSet:
     def __len__(self) -> int:
         return int(self.labels.shape[0])
 
+    @property
+    def stacked(self) -> Tensor:
+        """The images where they are in memory; DataError where they are in files."""
+        if isinstance(self.images, ImageFiles):
+            raise DataError(
+                f"This needs all images in memory, and these {len(self):,} are read from their files when needed.",
+                hint="Use fewer images, or data.stream=false.",
+            )
+        return self.images
+
     def subset(self, indices: Tensor) -> ImageSet:
         """The images at ``indices`` (n,) int64, in that order."""
         return ImageSet(
-            images=self.images[indices],
+            images=self.images.subset(indices) if isinstance(self.images, ImageFiles) else self.images[indices],
             labels=self.labels[indices],
             source_index=self.source_index[indices],
             masks=None if self.masks is None else self.masks[indices],
@@ -55,11 +68,18 @@ class ImageSet:
         return [int(n) for n in torch.bincount(self.labels.cpu(), minlength=classes)]
 
     def fingerprint(self) -> str:
-        """A digest of pixels and labels: equal sets have equal fingerprints on every machine."""
+        """A digest of pixels and labels: equal sets have equal fingerprints on every machine.
+
+        Of images in files it is the names that count, and not what is in them: nothing is read.
+        """
         digest = hashlib.blake2b(digest_size=16)
         digest.update(repr(tuple(self.images.shape)).encode())
-        # A flat view instead of bytes: a copy of the pixels would double the memory of the largest tensor there is.
-        digest.update(self.images.cpu().contiguous().numpy().reshape(-1).data)
+        if isinstance(self.images, ImageFiles):
+            digest.update(repr(self.images.share).encode())
+            digest.update("\0".join(self.ids if self.ids is not None else self.images.files).encode())
+        else:
+            # A flat view instead of bytes: a copy of the pixels would double the memory of the largest tensor.
+            digest.update(self.images.cpu().contiguous().numpy().reshape(-1).data)
         digest.update(self.labels.cpu().contiguous().numpy().reshape(-1).data)
         return digest.hexdigest()
 

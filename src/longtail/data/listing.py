@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import unicodedata
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from typing import NamedTuple
 
 from longtail.errors import DataError
 
@@ -15,21 +15,22 @@ SHOWN = 5
 """Examples in a message; the count says how many there are."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One image as a folder or a table names it. ``label`` is a class number, or text; ``where`` says who named it."""
 
-    path: Path
+    path: str
     id: str
     label: int | str
     where: str
 
 
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """One image of a :class:`Listing`: its file, its class number, and the name to find it again by."""
+class Entry(NamedTuple):
+    """One image of a :class:`Listing`: its file, its class number, and the name to find it again by.
 
-    path: Path
+    A tuple, and its file a string, because there may be half a million of them.
+    """
+
+    path: str
     label: int
     id: str
 
@@ -82,15 +83,16 @@ def settle(
     everything = [row for listed in rows.values() for row in listed]
     numbers = [row.label for row in everything if isinstance(row.label, int)]
     if classes is None and numbers:
-        stray = next((row for row in everything if row.label == max(numbers)), None)
+        last = max(numbers)
         # One stray label would otherwise make thousands of classes, each with weights and a table row.
-        if stray is not None and max(numbers) >= len(everything):
+        if last >= len(everything):
+            stray = next(row for row in everything if row.label == last)
             problems.append(
-                f"{stray.where}: label {max(numbers)} among only {len(everything)} images; classes are numbered 0, 1, "
+                f"{stray.where}: label {last} among only {len(everything)} images; classes are numbered 0, 1, "
                 "2, ... without gaps."
             )
             return Listing(name, [], {}, problems, notes)
-        classes = [str(k) for k in range(max(numbers) + 1)]
+        classes = [str(k) for k in range(last + 1)]
     elif classes is None:
         classes = sorted({str(row.label) for row in everything})
     number = {label: k for k, label in enumerate(classes)}
@@ -103,7 +105,7 @@ def settle(
 
 
 def _once(split: str, rows: list[Row], problems: list[str], notes: list[str]) -> list[Row]:
-    kept: dict[Path, Row] = {}
+    kept: dict[str, Row] = {}
     repeated = 0
     for row in rows:
         first = kept.setdefault(row.path, row)
@@ -122,8 +124,8 @@ def _once(split: str, rows: list[Row], problems: list[str], notes: list[str]) ->
 
 
 def _refuse_shared(rows: dict[str, list[Row]], problems: list[str]) -> None:
-    seen: dict[Path, tuple[str, Row]] = {}
-    for split, listed in rows.items():
+    seen: dict[str, tuple[str, Row]] = {}
+    for split, listed in rows.items() if len(rows) > 1 else ():
         for row in listed:
             other, first = seen.setdefault(row.path, (split, row))
             if first is not row:

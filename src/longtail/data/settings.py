@@ -10,7 +10,10 @@ from pydantic import Field, field_validator
 from longtail.errors import ConfigError
 from longtail.settings import AbsolutePath, Settings
 
-FILES = ("folder", "list", "csv")
+BIG = ("imagenet-lt", "places-lt", "inat18")
+"""Data sets whose public lists are known, of more images than fit into memory."""
+
+FILES = ("folder", "list", "csv", *BIG)
 """Data sets of image files."""
 
 DATA_NAMES = ("scenes", "cifar10", "cifar100", "fashion-mnist", "npz", "arrays", *FILES)
@@ -64,6 +67,10 @@ class DataSettings(Settings):
     """Test distributions to report accuracy under: uniform, forward-R, backward-R (R: 1 or more), or all."""
     size: int | None = Field(None, ge=8, le=1024)
     """Resize the images to this many pixels; null keeps their own."""
+    stream: Literal["auto"] | bool = "auto"
+    """Read image files when they are needed, not all at the start: auto does where they would take more than 4 GB."""
+    center_crop: float = Field(1.0, gt=0, le=1)
+    """Of streamed files: the middle square that is evaluated, as a share of the short side: 0.875 is 224 of 256."""
     download: bool = False
     """Fetch the data set into data.path if it is not there."""
     allow_empty: bool = False
@@ -118,14 +125,22 @@ _OF_CSV = ("image_column", "label_column", "split_column")
 
 def _check_files(settings: DataSettings) -> None:
     """Raise ConfigError for keys of files that the data set has no use for, or a set of files without a size."""
-    for keys, names in ((("on_error",), FILES), (_OF_TABLES, ("list", "csv")), (_OF_CSV, ("csv",))):
+    of_files = ("on_error", "stream", "center_crop")
+    for keys, names in ((of_files, FILES), (_OF_TABLES, ("list", "csv", *BIG)), (_OF_CSV, ("csv",))):
         given = [key for key in keys if getattr(settings, key) != DataSettings.model_fields[key].default]
         if given and settings.name not in names:
             raise ConfigError(f"data.{given[0]} is for data.name={' or '.join(names)}, not '{settings.name}'.")
     if settings.name not in FILES:
         return
     if settings.size is None:
-        raise ConfigError("Image files differ in size, so data.size is needed.", hint="The presets have data.size=64.")
+        raise ConfigError("Image files differ in size, so data.size is needed.", hint="The presets have one.")
+    if settings.stream is False and settings.center_crop != 1:
+        raise ConfigError("data.center_crop is for files that are read when they are needed, and data.stream is false.")
+    if settings.stream is True and settings.on_error == "skip":
+        raise ConfigError(
+            "data.on_error=skip looks at all images before the first step, which data.stream does not.",
+            hint="longtail data check lists those that cannot be read; take their lines out.",
+        )
     if settings.download:
         raise ConfigError("data.download: images of your own have no place to be downloaded from.")
     if settings.split_column is not None and (settings.val_path or settings.test_path):

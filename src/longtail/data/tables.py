@@ -16,6 +16,7 @@ _SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "testing"
 _SPLIT_NAMES |= {"val": "val", "valid": "val", "validation": "val"}
 
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)", re.ASCII)
+_INTEGER = re.compile(r"-?[0-9]+", re.ASCII)
 _LARGEST = 2**31 - 1
 
 
@@ -30,6 +31,7 @@ def list_lists(files: dict[str, Path], root: Path | None) -> Listing:
     rows: dict[str, list[Row]] = {}
     for split, file in files.items():
         rows[split] = []
+        base = os.path.normpath(root or file.parent)
         # Not splitlines, which also breaks at marks that a file name may hold.
         for number, line in enumerate(_text(file).split("\n"), start=1):
             if not line.strip():
@@ -37,12 +39,12 @@ def list_lists(files: dict[str, Path], root: Path | None) -> Listing:
             where = f"{file.name}, line {number}"
             path, _, label = line.rstrip().replace("\t", " ").rpartition(" ")
             path = line[: len(path)].rstrip()
-            if not path or not re.fullmatch(r"-?[0-9]+", label, re.ASCII):
+            if not path or not _INTEGER.fullmatch(label):
                 problems.append(f"{where} is not 'path label' with an integer label: {shown(line)}")
                 continue
-            placed = _placed(path, root or file.parent, where, problems)
-            if placed is not None and _is_class_number(label, where, problems):
-                rows[split].append(Row(*placed, int(label), where))
+            found = placed(path, base, where, problems)
+            if found is not None and _is_class_number(label, where, problems):
+                rows[split].append(Row(*found, int(label), where))
     return settle(files["train"].stem, rows, problems)
 
 
@@ -59,6 +61,7 @@ def list_csv(
     rows: dict[str, list[Row]] = {split: [] for split in files}
     columns = [image, label] + ([split_column] if split_column else [])
     for given, file in files.items():
+        base = os.path.normpath(root or file.parent)
         for where, cells in _cells(file, columns, problems):
             split: str | None = given
             if split_column is not None:
@@ -69,9 +72,9 @@ def list_csv(
             if not cells[1].strip():
                 problems.append(f"{where} has no label.")
                 continue
-            placed = _placed(cells[0], root or file.parent, where, problems)
-            if placed is not None and split is not None:
-                rows.setdefault(split, []).append(Row(*placed, cells[1], where))
+            found = placed(cells[0], base, where, problems)
+            if found is not None and split is not None:
+                rows.setdefault(split, []).append(Row(*found, cells[1], where))
     notes = _number_labels(rows, problems)
     return settle(files["train"].stem, rows, problems, notes)
 
@@ -92,7 +95,7 @@ def _number_labels(rows: dict[str, list[Row]], problems: list[str]) -> list[str]
     if all(is_number(text) for text in texts):
         for row in everything:
             text = str(row.label).strip()
-            if not re.fullmatch(r"-?[0-9]+", text, re.ASCII):
+            if not _INTEGER.fullmatch(text):
                 problems.append(f"{row.where}: label {shown(text)} is not a class number (0, 1, 2, ...).")
         return []
     some = sorted(words)[0]
@@ -115,9 +118,11 @@ def _is_class_number(text: str, where: str, problems: list[str]) -> bool:
     return fits
 
 
-def _placed(text: str, root: Path, where: str, problems: list[str]) -> tuple[Path, str] | None:
-    """The file that ``text`` names and its name below ``root``; a problem where it is none or lies elsewhere."""
-    base = os.path.normpath(root)
+def placed(text: str, base: str, where: str, problems: list[str]) -> tuple[str, str] | None:
+    """The file that ``text`` names and its name below ``base``; a problem where it is none or lies elsewhere."""
+    name = os.path.normpath(text)
+    if name[0] not in "/.~ " and "\0" not in text:  # a plain name, as nearly all of half a million lines have
+        return os.path.join(base, name), name
     whole = os.path.normpath(os.path.join(base, text))
     if not text.strip() or "\0" in text:
         problems.append(f"{where} names no image: '{shown(text)}'")
@@ -127,7 +132,7 @@ def _placed(text: str, root: Path, where: str, problems: list[str]) -> tuple[Pat
             f"{where}: {shown(text)} lies outside {shown(base)}. Make it a path below that, or set data.root."
         )
         return None
-    return Path(whole), os.path.relpath(whole, base)
+    return whole, os.path.relpath(whole, base)
 
 
 def _text(file: Path) -> str:

@@ -67,12 +67,13 @@ class View:
             sizes = torch.full_like(sizes, self.size)
         return tuple(params)
 
-    def apply(self, images: Tensor, params: ViewParams) -> Tensor:
+    def apply(self, images: Tensor, params: ViewParams, *, done: int = 0) -> Tensor:
         """uint8 (B, 3, H, W) to normalized float32 (B, 3, size, size), on the device of ``images``.
 
-        Raises DataError where a view without a crop meets images of another size.
+        The first ``done`` stages have been applied already. Raises DataError where a view without a crop meets images
+        of another size.
         """
-        for stage, drawn in zip(self.stages, params, strict=True):
+        for stage, drawn in list(zip(self.stages, params, strict=True))[done:]:
             images = stage.apply(images, drawn)
         height, width = images.shape[-2:]
         if (height, width) != (self.size, self.size):
@@ -166,6 +167,14 @@ VIEWS: dict[str, ViewSpec] = {
     "resized-crop": ViewSpec(
         "resized crop of 0.08 to 1 of the area, flip",
         lambda size, mean: (ResizedCrop(size, scale=(0.08, 1.0)), Flip()),
+    ),
+    "resized-crop-jitter": ViewSpec(
+        "resized-crop, color jitter without hue (the usual one at ImageNet size)",
+        lambda size, mean: (
+            ResizedCrop(size, scale=(0.08, 1.0)),
+            Flip(),
+            ColorJitter(0.4, 0.4, 0.4, 0.0),
+        ),
     ),
     "imagenet-classification": ViewSpec(
         "resized-crop, color jitter without hue, RandAugment (ConCutMix at ImageNet size, classification)",

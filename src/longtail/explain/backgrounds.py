@@ -93,7 +93,7 @@ def masked_backgrounds(
     alone. The erased ones show a box that a network trained without masking has never seen; the last has none.
     """
     size = (images.images.shape[2], images.images.shape[3])
-    whole = view.apply(images.images, ())
+    whole = view.apply(images.stacked, ())
     made = {"whole": whole}
     if images.masks is not None:
         made["object erased"] = erase(whole, object_boxes(images.masks))
@@ -143,7 +143,7 @@ def background_votes(
         raise DataError(f"{run} was evaluated on no image of a many-shot class.", hint="Set data.groups lower.")
     minority = {"few": groups["few"], "medium+few": [*groups["medium"], *groups["few"]]}
     shares = {name: sum(counts[k] for k in own) / sum(counts) for name, own in minority.items()}
-    gallery = _batched(lambda part: network.features(model.view.apply(part, ())), data.train.images.to(device))
+    gallery = _batched(lambda part: network.features(model.view.apply(part, ())), data.train.stacked.to(device))
     labels = data.train.labels.cpu()
     scenes = model.config.data.name == "scenes"
     queries = masked_backgrounds(data.evaluation.subset(heads).to(device), model.view, detector=detector, scenes=scenes)

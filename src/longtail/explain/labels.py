@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longtail.data.loader import Loader
 from longtail.data.prepare import Prepared
+from longtail.data.stream_loader import build_loader
 from longtail.errors import ConfigError
 from longtail.explain.backgrounds import finished_model
 from longtail.methods.concutmix import ConCutMix
@@ -97,7 +97,7 @@ def rectification_effect(run: str | Path, *, which: str = "last", omega: float |
         gallery = torch.cat(
             [
                 method.network.project(method.network.features(model.view.apply(part, ())))
-                for part in torch.split(data.evaluation.images.to(area.device), EVALUATION_BATCH)
+                for part in torch.split(data.evaluation.stacked.to(area.device), EVALUATION_BATCH)
             ]
         )
         centers = method.network.centers()
@@ -121,7 +121,8 @@ def _mixed(method: ConCutMix, model: Model, data: Prepared) -> tuple[Tensor, Ten
     """Features u (B, D) and area labels (B, C) of the images that the last epoch mixed."""
     config, device = model.config, next(method.parameters()).device
     views = build_views(config, data)
-    loader = Loader(data.train.to(device), method.needs, views, config.optim.batch, config.optim.epochs, config.seed)
+    train = data.train.to(device)
+    loader = build_loader(train, method.needs, views, config.optim.batch, config.optim.epochs, config.seed)
     features, labels = [], []
     classes = len(model.class_counts)
     with evaluating(method):

@@ -102,7 +102,7 @@ def salient_peaks(
     if entry.kind == "network" and (network is None or view is None):
         raise ConfigError(f"The detector '{detector}' asks a network.", hint="Give the network of a finished run.")
     maps = []
-    for pixels, labels in zip(torch.split(images.images, CHUNK), torch.split(images.labels, CHUNK), strict=True):
+    for pixels, labels in zip(torch.split(images.stacked, CHUNK), torch.split(images.labels, CHUNK), strict=True):
         if entry.maps is not None:
             maps.append(entry.maps(pixels))
         elif entry.network_maps is not None and network is not None and view is not None:

@@ -13,6 +13,7 @@ from torch import nn
 from longtail.errors import ConfigError, unknown_name
 from longtail.models.heads import CosineClassifier, LinearClassifier, MLPHead, build_classifier
 from longtail.models.resnet_cifar import ResNetCIFAR
+from longtail.models.timm_models import PREFIX, build_timm, check_timm
 
 __all__ = [
     "BACKBONES",
@@ -23,6 +24,7 @@ __all__ = [
     "ResNetCIFAR",
     "build_backbone",
     "build_classifier",
+    "check_backbone",
 ]
 
 
@@ -92,6 +94,8 @@ BACKBONES: dict[str, Callable[[int], nn.Module]] = {
     "torchvision/resnet18": partial(_torchvision_resnet, name="resnet18"),
     "torchvision/resnet34": partial(_torchvision_resnet, name="resnet34"),
     "torchvision/resnet50": partial(_torchvision_resnet, name="resnet50"),
+    "torchvision/resnet101": partial(_torchvision_resnet, name="resnet101"),
+    "torchvision/resnet152": partial(_torchvision_resnet, name="resnet152"),
     "torchvision/resnext50_32x4d": partial(_torchvision_resnet, name="resnext50_32x4d"),
     "torchvision/vit_b_16": partial(_vision_transformer, name="torchvision/vit_b_16", patch=16, **_VIT_BASE),
     "torchvision/vit_b_32": partial(_vision_transformer, name="torchvision/vit_b_32", patch=32, **_VIT_BASE),
@@ -102,13 +106,20 @@ BACKBONES: dict[str, Callable[[int], nn.Module]] = {
 def build_backbone(name: str, size: int = 32) -> Backbone:
     """A freshly initialized backbone: images (B, 3, ``size``, ``size``) -> features (B, ``feature_dim``).
 
-    The ResNets take any size. It draws from PyTorch's global generator: build it inside
-    ``longtail.rng.keyed_global_rng``.
+    ``name`` is one of BACKBONES, or ``timm/NAME`` for any model of timm. The ResNets take any size. It draws from
+    PyTorch's global generator: build it inside ``longtail.rng.keyed_global_rng``.
 
     Raises:
-        ConfigError: for a name that is not in BACKBONES, a size that is no multiple of a transformer's patch, or a
-            torchvision that cannot be imported.
+        ConfigError: for a name that there is not, a size that the backbone does not take, or a torchvision or timm that
+            cannot be imported.
     """
-    if name not in BACKBONES:
+    check_backbone(name)
+    return cast(Backbone, build_timm(name, size) if name.startswith(PREFIX) else BACKBONES[name](size))
+
+
+def check_backbone(name: str) -> None:
+    """Raise ConfigError, with the nearest match, where there is no backbone of this name, or timm is not installed."""
+    if name.startswith(PREFIX):
+        check_timm(name)
+    elif name not in BACKBONES:
         raise unknown_name("backbone", name, BACKBONES)
-    return cast(Backbone, BACKBONES[name](size))

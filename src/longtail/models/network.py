@@ -17,7 +17,7 @@ from longtail.models import build_backbone
 from longtail.models.heads import CosineClassifier, LinearClassifier, MLPHead, build_classifier
 from longtail.models.normalization import RunningStatistics, synchronize
 from longtail.rng import keyed_global_rng
-from longtail.settings import Settings
+from longtail.settings import AbsolutePath, Settings
 from longtail.sharing import Shares
 
 M = TypeVar("M", bound=nn.Module)
@@ -30,6 +30,8 @@ class ModelSettings(Settings):
     """The network without its classifier."""
     classifier: Literal["linear", "cosine"] = "linear"
     """linear: W h + b; cosine: 30 times the cosine of h and W."""
+    weights: AbsolutePath | None = None
+    """A local safetensors file that the backbone begins with, as far as its tensors fit."""
     bn: Literal["batch", "sync"] = "batch"
     """The backbone's batch-norm with several processes: over the images of each apart, or over all of them."""
     bn_shards: int | None = Field(None, ge=1)

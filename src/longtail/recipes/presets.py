@@ -51,6 +51,31 @@ _FILES: dict[str, Any] = {
     "optim": {"epochs": 60, "batch": 32, "lr": 0.1, "schedule": "onecycle"},
 }
 
+# Lists of ImageNet size: 224 of 256 pixels, resized crops from the whole image, color jitter for every method alike.
+# Epochs, batch, rate and decay are those of the ConCutMix authors' runs there (and on iNaturalist), for every method
+# alike. Eight processes read.
+_BIG: dict[str, Any] = {
+    "data": {"size": 224, "center_crop": 0.875},
+    "views": {"classification": "resized-crop-jitter", "contrastive": "imagenet-contrastive"},
+    "model": {"backbone": "torchvision/resnet50"},
+    "optim": {
+        "epochs": 100,
+        "batch": 256,
+        "lr": 0.1,
+        "schedule": "cosine",
+        "warmup_epochs": 0,
+        "weight_decay": 5e-4,
+    },
+    "run": {"workers": 8},
+}
+
+# The papers' ResNet-152 begins with weights of ImageNet, which model.weights takes from a file; nothing was tuned.
+_PLACES: dict[str, Any] = {
+    **_BIG,
+    "model": {"backbone": "torchvision/resnet152"},
+    "optim": {**_BIG["optim"], "epochs": 30, "lr": 0.05},
+}
+
 PRESETS: dict[str, Mapping[str, Any]] = {
     "cifar10": _CIFAR,
     "cifar100": _CIFAR,
@@ -64,6 +89,9 @@ PRESETS: dict[str, Mapping[str, Any]] = {
     "folder": _FILES,
     "list": _FILES,
     "csv": _FILES,
+    "imagenet-lt": _BIG,
+    "places-lt": _PLACES,
+    "inat18": {**_BIG, "optim": {**_BIG["optim"], "lr": 0.2, "weight_decay": 1e-4}},
     "scenes": {
         "views": {"classification": "crop"},
         "model": {"backbone": "resnet8"},
@@ -96,6 +124,29 @@ _MISLAS_CIFAR: dict[str, Any] = {
 }
 _MISLAS_NOTE = "stage two, for imbalance 100, 50 and 10; its stage one is mixup: docs/methods/mislas.md"
 
+# What the programs of BCL and ConCutMix have at ImageNet size: RandAugment on the classified view, a cosine classifier,
+# MLPs as wide as the backbone.
+_CONTRASTIVE_BIG: dict[str, Any] = {
+    "views": {"classification": "imagenet-classification", "contrastive": "imagenet-contrastive"},
+    "model": {"classifier": "cosine"},
+    "method": {"alpha": 1.0, "beta": 0.35, "temperature": 0.07, "hidden": 2048, "dim": 1024},
+}
+
+
+def _concutmix_big(omega: float, rectify_start: float) -> dict[str, Any]:
+    own = {"tau": 0.99, "omega": omega, "topk": 30, "rectify_start": rectify_start}
+    return {**_CONTRASTIVE_BIG, "method": {**_CONTRASTIVE_BIG["method"], **own}}
+
+
+_BIG_NOTE = "no warm-up is our reading; tau was chosen on their val list"
+_BCL_BIG_NOTE = "as the ConCutMix authors' runs, whose base it is; no warm-up is our reading"
+
+# The paper states mu for all data and the masking probability for ImageNet-LT; the rest is our reading.
+_SMCL_IMAGENET: dict[str, Any] = {
+    "method": {"mu": 0.3, "mask_start": 0.8, "mask_probability": 0.4, "temperature": 0.07},
+}
+_SMCL_IMAGENET_NOTE = "mu and masking probability are the paper's; start, optimizer, views, temperature our reading"
+
 _MEETING_NOTE = "tau, omega and K are the ConCutMix authors', place and mu untuned"
 
 _SCENES_NOTE = "backbone, epochs and rate of the preset, in a few trials with seed 0"
@@ -111,6 +162,18 @@ TUNED: dict[str, Tuned] = {
     "scenes/smcl-concutmix": Tuned({}, "ours (selected on val)", "mu 0.3 rather than 0.1, two seeds"),
     "scenes/smcl": Tuned({}, "ours (selected on val)", "the paper's masking stood a trial of five on val, one seed"),
     "cifar10/concutmix": Tuned({"method": _CONCUTMIX_CIFAR10}, "authors' program", "tau is theirs for imbalance 100"),
+    "imagenet-lt/concutmix": Tuned(_concutmix_big(200 / 255, 0.7), "authors' program", _BIG_NOTE),
+    "inat18/concutmix": Tuned(
+        {**_concutmix_big(1628 / 255, 0.8), "optim": {"accumulate": 2}}, "authors' program", _BIG_NOTE
+    ),
+    "imagenet-lt/bcl": Tuned(_CONTRASTIVE_BIG, "authors' program", _BCL_BIG_NOTE),
+    "inat18/bcl": Tuned(_CONTRASTIVE_BIG, "authors' program", _BCL_BIG_NOTE),
+    "imagenet-lt/paco": Tuned(
+        {"method": {"alpha": 0.05, "temperature": 0.2}},
+        "authors' program",
+        "alpha and T alone; the rest is the preset's",
+    ),
+    "imagenet-lt/smcl": Tuned(_SMCL_IMAGENET, "paper", _SMCL_IMAGENET_NOTE),
     "cifar10/mislas": Tuned(_MISLAS_CIFAR, "authors' program", _MISLAS_NOTE),
     "cifar100/mislas": Tuned(_MISLAS_CIFAR, "authors' program", _MISLAS_NOTE),
 }

@@ -120,4 +120,4 @@ def scenes_detector(seed: int = 0) -> SmallDetector:
 def _scenes_detector(seed: int) -> SmallDetector:
     train = load_scenes(seed=seed, imbalance=1).train
     assert train.masks is not None
-    return train_detector(train.images, train.masks, seed=seed)
+    return train_detector(train.stacked, train.masks, seed=seed)

@@ -1,0 +1,170 @@
+"""Batches of image files: windows are cut by the readers, the rest of a view is computed on the stack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from longtail.data.batch import Batch, DataNeeds, Progress
+from longtail.data.cutting import Cut, Draw, Part, Square, cut, sizes_of, tensor
+from longtail.data.geometry import ResizedCrop
+from longtail.data.image_files import ImageFiles, parts_of, refuse_broken
+from longtail.data.images import ImageSet
+from longtail.data.loader import Loader
+from longtail.data.readers import Asked
+from longtail.data.squares import fitting
+from longtail.data.views import View, select
+from longtail.rng import generator
+
+AHEAD = 2
+"""Steps of which the images are asked for while one is computed."""
+
+NO_SIZES = torch.empty(0, 2, dtype=torch.int64)
+
+
+class _Request(NamedTuple):
+    parts: list[Part]
+    asked: Asked[Cut]
+
+
+class StreamLoader(Loader):
+    """Makes the batch of any step of any epoch from image files; otherwise as :class:`Loader`.
+
+    A view that begins with a resized crop has its window from the whole image, any other begins with the middle square
+    at ``data.size``, as it would in memory. ``peaks`` (N, 2) are float64, row and column as shares of the sides of the
+    whole image. At most ``AHEAD + 1`` steps of images are in memory.
+    """
+
+    def __init__(
+        self,
+        train: ImageSet,
+        needs: DataNeeds,
+        views: Mapping[str, View],
+        batch: int,
+        epochs: int,
+        seed: int,
+        *,
+        workers: int = 0,
+        peaks: Tensor | None = None,
+        own: Callable[[int], Tensor] | None = None,
+    ) -> None:
+        assert isinstance(train.images, ImageFiles)
+        self.files = train.images
+        self._requests: dict[tuple[str, int], _Request] = {}
+        super().__init__(train, needs, views, batch, epochs, seed, workers=workers, peaks=peaks, own=own)
+
+    def _make(
+        self, indices: Tensor, roles: Sequence[str], purpose: str, step: int, partner: Batch | None = None
+    ) -> Batch:
+        request = self._requests.pop((purpose, step)) if (purpose, step) in self._requests else None
+        parts, asked = self._request(indices, roles, purpose, step) if request is None else request
+        found = asked.take()
+        refuse_broken(parts, found)
+        own = self._own(len(indices))
+        sizes = self._sizes(indices, own, torch.cat([NO_SIZES, *(torch.from_numpy(one.sizes) for one in found)]))
+        made, peaks = [], None
+        for number, role in enumerate(roles):
+            view, draws = self.views[role], generator(self.seed, purpose, number, step)
+            cuts = _cuts_windows(view)
+            side = view.size if cuts else self.files.size
+            none = torch.empty(0, 3, side, side, dtype=torch.uint8)  # where a process has no image of the batch
+            pixels = torch.cat([none, *(tensor(one.pixels[number]) for one in found)]).to(self.files.device)
+            params = view.draw(sizes if cuts else torch.tensor(pixels.shape[-2:]).expand(len(indices), 2), draws)
+            made.append(view.apply(pixels, select(params, own), done=1 if cuts else 0))
+            if number == 0 and self.peaks is not None:
+                places = self.peaks[indices] * sizes - 0.5
+                if not cuts:
+                    places = _in_square(places, sizes, self.files)
+                peaks = view.carry_points(places, params).round().to(torch.int64)
+        placed = indices.to(self.train.labels.device)
+        return Batch(tuple(made), self.train.labels[placed], indices, partner, peaks)
+
+    def _request(self, indices: Tensor, roles: Sequence[str], purpose: str, step: int) -> _Request:
+        cuts = tuple(self._first(self.views[role], (self.seed, purpose, n, step)) for n, role in enumerate(roles))
+        own = self._own(len(indices))
+        files = [self.files.files[i] for i in indices[own].tolist()]
+        parts = parts_of(files, cuts, own.tolist(), len(indices))
+        return _Request(parts, Asked(cut, parts))
+
+    def _own(self, images: int) -> Tensor:
+        """The places of a batch whose images this process makes: all where it is alone."""
+        return torch.arange(images) if self.own is None else self.own(images)
+
+    def _sizes(self, indices: Tensor, own: Tensor, read: Tensor) -> Tensor:
+        """Sizes (B, 2) of a batch's images, of which ``read`` are this process's.
+
+        A row of a draw depends on the size in that row alone, so the others' count only where peaks are carried: then
+        they are read from the headers of their files.
+        """
+        if len(own) == len(indices):
+            return read
+        if self.peaks is None:
+            sizes = torch.ones(len(indices), 2, dtype=torch.int64)
+        else:
+            sizes = torch.from_numpy(sizes_of([self.files.files[i] for i in indices.tolist()])[0])
+        sizes[own] = read
+        return sizes
+
+    def _first(self, view: View, key: tuple[int | str, ...]) -> Draw | Square:
+        if _cuts_windows(view):
+            stage = view.stages[0]
+            assert isinstance(stage, ResizedCrop)
+            return Draw(stage, key)
+        return (self.files.size, self.files.share)
+
+    def iterate(self, start: int, stop: int, wants_partner: Callable[[Progress], bool]) -> Iterator[Batch]:
+        """The batches of steps ``start`` to ``stop`` - 1; the readers are some steps ahead."""
+        asked = start
+        try:
+            for step in range(start, stop):
+                while self.workers and asked < min(step + 1 + AHEAD, stop):
+                    self._ask(asked, wants_partner(self.progress(asked)))
+                    asked += 1
+                yield self.batch(step, with_partner=wants_partner(self.progress(step)))
+        finally:
+            for request in self._requests.values():
+                request.asked.drop()
+            self._requests.clear()
+
+    def _ask(self, step: int, with_partner: bool) -> None:
+        epoch, position = divmod(step, self.steps_per_epoch)
+        own, partners = self.plan(epoch)
+        self._requests["view", step] = self._request(own[position], self.needs.views, "view", step)
+        if with_partner:
+            roles = self.needs.partner_views
+            self._requests["partner view", step] = self._request(partners[position], roles, "partner view", step)
+
+
+def build_loader(
+    train: ImageSet,
+    needs: DataNeeds,
+    views: Mapping[str, View],
+    batch: int,
+    epochs: int,
+    seed: int,
+    *,
+    workers: int = 0,
+    peaks: Tensor | None = None,
+    own: Callable[[int], Tensor] | None = None,
+) -> Loader:
+    """The loader for images in memory, or for image files."""
+    kind = StreamLoader if isinstance(train.images, ImageFiles) else Loader
+    return kind(train, needs, views, batch, epochs, seed, workers=workers, peaks=peaks, own=own)
+
+
+def _cuts_windows(view: View) -> bool:
+    return bool(view.stages) and isinstance(view.stages[0], ResizedCrop)
+
+
+def _in_square(places: Tensor, sizes: Tensor, files: ImageFiles) -> Tensor:
+    """Points (B, 2) of whole images of ``sizes`` (B, 2), in their middle squares; moved into them if outside."""
+    moved = []
+    for place, (height, width) in zip(places, sizes.tolist(), strict=True):
+        shape, window = fitting(height, width, files.size, files.share)
+        corner = torch.tensor([window[1].start, window[2].start])
+        scale = torch.tensor(shape, dtype=torch.float64) / torch.tensor([height, width])
+        moved.append((place + 0.5) * scale - 0.5 - corner)
+    return torch.stack(moved).clamp(0, files.size - 1)
