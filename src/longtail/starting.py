@@ -65,7 +65,10 @@ def should_compile(
         wanted = pays if recorded is None else bool(recorded)
     else:
         wanted = asked
-    reason = why_not_compiled(device) if wanted else None
+    if wanted and config.run.checkpointing:
+        reason: str | None = "run.checkpointing computes its blocks one by one"
+    else:
+        reason = why_not_compiled(device) if wanted else None
     if not wanted or reason is None:
         return wanted
     if asked is True:

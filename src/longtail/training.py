@@ -22,6 +22,7 @@ from longtail.evaluate import Evaluation, describe, evaluate, write_per_class, w
 from longtail.files import read_json, write_json
 from longtail.interrupts import locked, memory_errors, stop_signals
 from longtail.listeners import Listener, Silent
+from longtail.models.recomputing import recompute_blocks
 from longtail.optim import build_optimizer, lr_at
 from longtail.rundir import Checkpoint, RunDir
 from longtail.scoring import EvaluationStoppedError
@@ -116,6 +117,8 @@ def train(
     steps = config.optim.epochs * loader.steps_per_epoch
     passes = config.optim.epochs * len(data.train) * method.stacks()[0] * (1 if config.optim.sam is None else 2)
     compiled = should_compile(config, device, passes, described, listener)
+    if config.run.checkpointing:
+        recompute_blocks(method.network)
     if config.run.precision == "bfloat16":
         use_bfloat16(method, device)
     if compiled:
