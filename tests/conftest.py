@@ -11,8 +11,9 @@ import pytest
 import torch
 from hypothesis import settings
 
+from longtail.models import BACKBONES
 from processes import Launcher
-from tiny import tiny_config, write_npz
+from tiny import tiny_config, tiny_transformer, write_npz
 
 if TYPE_CHECKING:
     from longtail.api import Run
@@ -49,6 +50,13 @@ def shared() -> Path:
 def tiny_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """21 training and 12 test images of 8 x 8 pixels in 4 classes."""
     return write_npz(tmp_path_factory.mktemp("data") / "tiny.npz")
+
+
+@pytest.fixture
+def tiny_vit(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a vision transformer of two blocks for images of multiples of 4 pixels, known for this test alone."""
+    monkeypatch.setitem(BACKBONES, "tiny-vit", tiny_transformer)
+    return "tiny-vit"
 
 
 @pytest.fixture(scope="session")
