@@ -52,11 +52,12 @@ def tiny_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_npz(tmp_path_factory.mktemp("data") / "tiny.npz")
 
 
-@pytest.fixture
-def tiny_vit(monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of a vision transformer of two blocks for images of multiples of 4 pixels, known for this test alone."""
-    monkeypatch.setitem(BACKBONES, "tiny-vit", tiny_transformer)
-    return "tiny-vit"
+@pytest.fixture(scope="module")
+def tiny_vit() -> Iterator[str]:
+    """The name of a vision transformer of two blocks and patches of 4 pixels, known while a module's tests run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BACKBONES, "tiny-vit", tiny_transformer)
+        yield "tiny-vit"
 
 
 @pytest.fixture(scope="session")

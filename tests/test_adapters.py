@@ -131,6 +131,8 @@ def test_b_begins_at_zero_and_a_within_one_over_the_root_of_the_width_by_a_key_o
     some = adapters(network(tiny_vit, adapter_layers="mlp"))
     other = adapters(network(tiny_vit, seed=1))
     assert 0 < len(some) < len(all_of_them)
+    first, second = (f"backbone.encoder.layers.encoder_layer_{number}.mlp.0.lora_a" for number in (0, 1))
+    assert not torch.equal(all_of_them[first], all_of_them[second])
     for name, value in all_of_them.items():
         if name.endswith("lora_b"):
             assert not value.any()
@@ -276,10 +278,10 @@ ADAPTED: dict[str, Any] = {
 }
 
 
-@pytest.fixture
-def run(tiny_vit: str, tiny_npz: Path, tmp_path: Path) -> Path:
-    """A finished run of ConCutMix with adapters."""
-    return run_config(tiny_config("concutmix", tiny_npz, tmp_path / "run", **ADAPTED)).path
+@pytest.fixture(scope="module")
+def run(tiny_vit: str, tiny_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of ConCutMix with adapters, to be looked at and left alone."""
+    return run_config(tiny_config("concutmix", tiny_npz, tmp_path_factory.mktemp("adapted") / "run", **ADAPTED)).path
 
 
 def pixels(folder: Path) -> Any:
