@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
 from torchvision.models import VisionTransformer
 
 from longtail.config import differences
@@ -138,11 +139,21 @@ def test_detectors_that_ask_the_network_see_what_they_saw(tiny_vit: str, detecto
         ("paco", {"run": {"precision": "bfloat16"}}),
     ],
 )
-def test_a_run_is_the_same_bit_for_bit(method: str, own: Any, tiny_npz: Path, tmp_path: Path) -> None:
+def test_a_run_is_the_same_bit_for_bit(
+    method: str, own: Any, tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recomputed: list[str] = []
+
+    def counted(*inputs: Any, **named: Any) -> Any:
+        recomputed.append(name)
+        return checkpoint(*inputs, **named)
+
+    monkeypatch.setattr("longtail.models.recomputing.checkpoint", counted)
     for name, asked in (("kept", False), ("computed", True)):
         config = tiny_config(method, tiny_npz, tmp_path / name, **own)
         train(config.model_copy(update={"run": config.run.model_copy(update={"checkpointing": asked})}))
     assert outcome(tmp_path / "kept") == outcome(tmp_path / "computed")
+    assert set(recomputed) == {"computed"}
 
 
 def test_it_may_be_switched_on_to_resume_a_run_that_did_not_fit(tmp_path: Path) -> None:
