@@ -205,6 +205,12 @@ def test_adapters_beside_weights_that_learn_are_refused_with_what_to_set() -> No
         load_config("scenes/ce", ["model.backbone=vit-small-patch4", "model.adapter_rank=4"])
 
 
+def test_the_rank_counts_in_the_key() -> None:
+    words = ["model.backbone=vit-small-patch4", "model.freeze=backbone"]
+    keys = {load_config("scenes/ce", [*words, f"model.adapter_rank={rank}"]).key() for rank in ("null", 2, 4)}
+    assert len(keys) == 3
+
+
 # What learns ----------------------------------------------------------------------------------------------------------
 
 

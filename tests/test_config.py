@@ -317,6 +317,7 @@ def test_twenty_epochs_shorten_the_schedule_of_two_hundred() -> None:
 KEPT_OUT = ["out=elsewhere", "data.path=moved.npz", "data.download=true"]
 KEPT_OUT += ["run.workers=2", "run.threads=3", "run.device=cpu", "run.compile=true", "run.checkpoint_minutes=1"]
 KEPT_OUT += ["run.stop_after_minutes=9", "data.root=moved", "data.val_path=moved.csv", "data.test_path=moved.csv"]
+KEPT_OUT += ["run.checkpointing=true"]
 
 
 @pytest.mark.parametrize("word", KEPT_OUT)
@@ -340,6 +341,7 @@ CHANGES += ["optim.milestones=[0.1]", "optim.decay=0.2", "optim.momentum=0.5", "
 CHANGES += ["optim.weight_decay=0", "data.overlap=0.5", "optim.accumulate=2", "optim.clip=1", "optim.ema=0.9"]
 CHANGES += ["optim.sam=0.05", "optim.patience=3", "run.precision=bfloat16", "method.label_smoothing=0.1"]
 CHANGES += ["data.on_error=skip", "data.image_column=file", "data.label_column=species", "data.split_column=split"]
+CHANGES += ["model.freeze=all-but-2", "model.adapter_alpha=2", "model.adapter_layers=mlp", "optim.layer_decay=0.7"]
 CHANGES += ["test.flip=true", "test.tau_norm=1", "test.tau=0.5", "test.temperature=2"]
 
 
@@ -413,6 +415,7 @@ def test_a_run_that_was_started_from_its_own_weights_has_a_key(tmp_path: Path) -
 def test_every_key_is_one_that_moves_the_result_or_one_that_does_not() -> None:
     """A new key must be put in one of the two lists above, and so be thought about."""
     seen = {word.partition("=")[0] for word in [*KEPT_OUT, *CHANGES]} | {"run.evaluate_every"}
+    seen |= {"model.adapter_rank"}  # it cannot be changed alone: tests/test_adapters.py
     assert {key for key in known_keys("concutmix") if not key.startswith("method.")} <= seen
 
 
