@@ -12,8 +12,9 @@ import pytest
 import torch
 from hypothesis import settings
 
+from longtail.models import BACKBONES
 from processes import Launcher
-from tiny import tiny_config, write_npz
+from tiny import tiny_config, tiny_transformer, write_npz
 
 if TYPE_CHECKING:
     from longtail.api import Run
@@ -73,6 +74,14 @@ def shared() -> Path:
 def tiny_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """21 training and 12 test images of 8 x 8 pixels in 4 classes."""
     return write_npz(tmp_path_factory.mktemp("data") / "tiny.npz")
+
+
+@pytest.fixture(scope="module")
+def tiny_vit() -> Iterator[str]:
+    """The name of a vision transformer of two blocks and patches of 4 pixels, known while a module's tests run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BACKBONES, "tiny-vit", tiny_transformer)
+        yield "tiny-vit"
 
 
 @pytest.fixture(scope="session")

@@ -324,6 +324,7 @@ KEPT_OUT += [
     "data.test_path=moved.csv",
 ]
 KEPT_OUT += ["data.test_profile=all"]  # numbers beside the others, which stay
+KEPT_OUT += ["run.checkpointing=true"]
 
 
 @pytest.mark.parametrize("word", KEPT_OUT)
@@ -351,6 +352,7 @@ CHANGES += ["optim.weight_decay=0", "data.overlap=0.5", "optim.accumulate=2", "o
 CHANGES += ["optim.sam=0.05", "optim.patience=3", "run.precision=bfloat16", "method.label_smoothing=0.1"]
 CHANGES += ["data.on_error=skip", "data.image_column=file", "data.label_column=species", "data.split_column=split"]
 CHANGES += ["data.stream=true", "data.center_crop=0.875", "model.weights=weights.safetensors"]
+CHANGES += ["model.freeze=all-but-2", "model.adapter_alpha=2", "model.adapter_layers=mlp", "optim.layer_decay=0.7"]
 CHANGES += ["test.flip=true", "test.tau_norm=1", "test.tau=0.5", "test.temperature=2"]
 
 
@@ -424,6 +426,7 @@ def test_a_run_that_was_started_from_its_own_weights_has_a_key(tmp_path: Path) -
 def test_every_key_is_one_that_moves_the_result_or_one_that_does_not() -> None:
     """A new key must be put in one of the two lists above, and so be thought about."""
     seen = {word.partition("=")[0] for word in [*KEPT_OUT, *CHANGES]} | {"run.evaluate_every"}
+    seen |= {"model.adapter_rank"}  # it cannot be changed alone: tests/test_adapters.py
     assert {key for key in known_keys("concutmix") if not key.startswith("method.")} <= seen
 
 

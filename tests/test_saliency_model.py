@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from longtail.errors import ConfigError
+from longtail.models.adapters import add_adapters
 from longtail.models.network import ModelSettings, Network
 from longtail.rng import generator, keyed_global_rng
 from longtail.saliency.model import attention_modules, attention_rollout, grad_cam, input_gradient
@@ -255,6 +256,29 @@ def test_rollout_reads_the_attention_of_timms_modules_by_their_parts() -> None:
     for b in range(BATCH):
         grid = rolled_out([q[b] for q in queries], [k[b] for k in keys], 0.7, prefix=2)
         torch.testing.assert_close(found[b], torch.tensor(scaled(enlarged(grid, 6, 6))), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_rollout_reads_the_attention_of_a_transformer_of_timm(adapted: bool) -> None:
+    timm = pytest.importorskip("timm")
+    backbone = timm.create_model("vit_tiny_patch16_224", img_size=12, patch_size=4, depth=2, num_classes=0)
+    network = with_backbone(backbone, 192).eval()
+    if adapted:
+        backbone.requires_grad_(False)
+        for name in add_adapters(backbone, 4, layers="attention", seed=0):
+            layer = backbone.get_submodule(name)
+            layer.lora_b.data.copy_(torch.randn(layer.lora_b.shape, generator=generator("rollout", name)))
+    images = images_of(12)
+    found = attention_rollout(network, images, LABELS)
+    queries: list[Tensor] = []
+    keys: list[Tensor] = []
+    for block in backbone.blocks:
+        block.attn.q_norm.register_forward_hook(lambda _m, _i, out: queries.append(out.detach()))
+        block.attn.k_norm.register_forward_hook(lambda _m, _i, out: keys.append(out.detach()))
+    network.features(images)
+    for b in range(BATCH):
+        grid = rolled_out([q[b] for q in queries], [k[b] for k in keys], 64**-0.5, prefix=1)
+        torch.testing.assert_close(found[b], torch.tensor(scaled(enlarged(grid, 12, 12))), rtol=1e-4, atol=1e-5)
 
 
 def test_grad_cam_does_not_take_heads_by_tokens_for_a_map() -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
+from torchvision.models import VisionTransformer
 
 from longtail.config import METHOD_SETTINGS, Config
 from longtail.layers import merge
@@ -65,6 +67,14 @@ def tiny_config(method: str, archive: Path, folder: Path, /, **own: Any) -> Conf
     """The config of a tiny run over ``npz/METHOD``."""
     values = merge(settings_of(method), {"data": {"path": str(archive)}, "out": str(folder)}, own)
     return load_config(f"npz/{method}", values)
+
+
+def tiny_transformer(size: int) -> nn.Module:
+    """A vision transformer of two blocks of width 16 with two heads, for patches of 4 pixels."""
+    backbone = VisionTransformer(size, 4, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=24)
+    backbone.feature_dim = 16
+    backbone.heads = nn.Identity()
+    return backbone
 
 
 def assignments(values: Mapping[str, Any], prefix: str = "") -> list[str]:

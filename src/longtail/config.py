@@ -248,9 +248,9 @@ def _explain(error: ValidationError, values: Mapping[str, Any]) -> str:
 
 
 def differences(one: Config, other: Config) -> list[str]:
-    """The keys in which two configs differ, but for the folder and how often they save."""
+    """The keys in which two configs differ, but for the folder, how often they save, and what moves no bit."""
     ignored = {"out", "data.download", "run.threads", "run.workers", "run.checkpoint_minutes", "run.stop_after_minutes"}
-    ignored.add("run.trackers")
+    ignored |= {"run.trackers", "run.checkpointing"}
     first, second = one.plain(), other.plain()
     found = []
     for group in first:

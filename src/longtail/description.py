@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ import longtail
 from longtail.config import NUMBERS_VERSION, Config
 from longtail.data.prepare import Prepared
 from longtail.distributed import world_size
-from longtail.evaluate import Evaluation
+from longtail.evaluate import Evaluation, write_per_class, write_predictions
+from longtail.files import write_json
 from longtail.methods import Method
 from longtail.rundir import SCHEMA
 from longtail.state import RunState
@@ -100,3 +102,12 @@ def summarize(
             "selected_on": data.selected_on,
         },
     }
+
+
+def write_results(
+    folder: Path, results: dict[str, Any], evaluation: Evaluation, data: Prepared, groups: tuple[int, int]
+) -> None:
+    """The tables of a run that is over, and results.json last: with it the run counts as finished."""
+    write_per_class(folder / "per_class.csv", evaluation, data, groups)
+    write_predictions(folder / "predictions.csv", evaluation, data.evaluation)
+    write_json(folder / "results.json", results)

@@ -24,6 +24,7 @@ from longtail.errors import ConfigError, ResourceError, RunError, unknown_name
 from longtail.files import disk_error, read_json, write_atomic
 from longtail.losses import logit_adjustment
 from longtail.methods import Method
+from longtail.models.adapters import merge_adapters
 from longtail.predict import EXPORT_SCHEMA, Model, training_only
 from longtail.rng import generator
 
@@ -63,12 +64,13 @@ class Answering(nn.Module):
 
 
 def without_training_parts(method: Method) -> Method:
-    """A copy without what serves training alone: heads, key encoder, queue, gradients."""
+    """A copy without what serves training alone: heads, key encoder, queue, gradients; adapters are in the weights."""
     copied = copy.deepcopy(method).requires_grad_(False)
     for name, module in list(copied.named_modules()):
         for inner in [*module._modules, *module._buffers]:
             if training_only(f"{name}.{inner}".removeprefix(".")):
                 setattr(module, inner, None)
+    merge_adapters(copied)
     return copied
 
 
@@ -219,6 +221,7 @@ def described(model: Model) -> dict[str, Any]:
 def write_folder(model: Model, path: Path) -> str:
     """``model.safetensors`` (what answering needs), ``config.json``, ``README.md``; returns what was written.
 
+    Adapters are added to the weights that they move, and the config has none: the names are those of the backbone.
     Raises ConfigError for a place where something else is.
     """
     known = {"model.safetensors", "config.json", "README.md"}
@@ -226,13 +229,13 @@ def write_folder(model: Model, path: Path) -> str:
         raise ConfigError(f"--out {path} exists and holds something else, so it is left alone.")
     tensors = {
         name: value.detach().cpu().contiguous()
-        for name, value in model.method.state_dict().items()
-        if not training_only(name)
+        for name, value in without_training_parts(model.method).state_dict().items()
     }
     content = serialize_tensors(tensors, metadata={"format": "pt"})
     config = model.config.plain()
     # The paths of the machine that trained it say nothing elsewhere, and are nobody's business.
     config |= {"out": None, "init": None, "data": config["data"] | {"path": None}}
+    config["model"] |= {"adapter_rank": None, "adapter_alpha": None}
     if "saliency_maps" in config["method"]:
         config["method"] |= {"saliency_maps": None}
     config["test"] = dataclasses.asdict(model.scoring)

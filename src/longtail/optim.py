@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from longtail.config import OptimSettings
+from longtail.models.blocks import blocks_of, layers_of
 
 
 def lr_at(settings: OptimSettings, step: int, steps_per_epoch: int) -> float:
@@ -47,13 +48,15 @@ def build_optimizer(
     """SGD with momentum over all parameters that want a gradient: weight decay falls on biases and batch-norm too.
 
     Authors' program: the same. The rate is set by the loop before every step, times ``rates`` for the parameters whose
-    names begin so: a group for each multiple, which holds it as ``rate``.
+    names begin so, and times what ``layer_decay`` gives their layer: a group for each multiple, which holds it as
+    ``rate``.
     """
+    by_layer = {} if settings.layer_decay is None else layer_rates(module, settings.layer_decay)
     groups: dict[float, list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             rate = next((rate for beginning, rate in rates.items() if name.startswith(beginning)), 1.0)
-            groups.setdefault(rate, []).append(parameter)
+            groups.setdefault(rate * by_layer.get(name, 1.0), []).append(parameter)
     return torch.optim.SGD(
         [{"params": parameters, "rate": rate} for rate, parameters in groups.items()],
         lr=settings.lr,
@@ -61,3 +64,20 @@ def build_optimizer(
         weight_decay=settings.weight_decay,
         nesterov=settings.nesterov,
     )
+
+
+def layer_rates(method: nn.Module, decay: float) -> dict[str, float]:
+    """decay^(L - l) for each parameter of layer l of ``network.backbone``, by name: the later a layer, the faster.
+
+    Layer 0 is the stem, 1 to L - 1 are the blocks, L is what comes after them
+    (:func:`longtail.models.blocks.layers_of`), at the full rate like the heads, which are not in the result.
+
+    Clark et al., "ELECTRA", arXiv 2003.10555; Bao et al., "BEiT", arXiv 2106.08254, for vision transformers.
+    """
+    backbone = method.get_submodule("network.backbone")
+    layers = layers_of(backbone)
+    last = len(blocks_of(backbone)) + 1
+    return {
+        f"network.backbone.{name}": decay ** (last - layers[name.rpartition(".")[0]])
+        for name, _ in backbone.named_parameters()
+    }

@@ -127,8 +127,13 @@ def should_compile(
         wanted = pays if recorded is None else bool(recorded)
     else:
         wanted = asked
-    talks = config.model.bn == "sync" and world_size() > 1
-    reason = ("model.bn=sync talks in every layer" if talks else why_not_compiled(device)) if wanted else None
+    reason: str | None = None
+    if wanted and config.run.checkpointing:
+        reason = "run.checkpointing computes its blocks one by one"
+    elif wanted and config.model.bn == "sync" and world_size() > 1:
+        reason = "model.bn=sync talks in every layer"
+    elif wanted:
+        reason = why_not_compiled(device)
     if not wanted or reason is None:
         return wanted
     if asked is True:

@@ -17,6 +17,7 @@ from longtail.config import Config, build_config
 from longtail.errors import ConfigError, DivergedError, RunError
 from longtail.layers import merge
 from longtail.methods import METHODS, Method
+from longtail.models.adapters import ADAPTED
 from longtail.models.weights import load_backbone
 from longtail.rundir import Checkpoint, RunDir
 
@@ -194,6 +195,7 @@ def load_initial_weights(method: Method, source: Path) -> str:
     if not fitting:
         raise RunError(f"Nothing in {source} fits this model.")
     refuse_unless_whole(method, tensors, source)
+    refuse_other_adapters(own, tensors, source)
     method.load_state_dict(own | fitting)
     anew = sorted({".".join(name.split(".")[:2]) for name in own.keys() - wanted.keys()})
     said = f"; {' and '.join(anew)} begin{'s' if len(anew) == 1 else ''} anew" if anew else ""
@@ -223,18 +225,53 @@ def refuse_unless_whole(method: Method, tensors: Mapping[str, Tensor], source: P
             )
 
 
+def refuse_other_adapters(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Raise RunError for adapters in ``tensors`` that a model with the state ``own`` would leave out.
+
+    The weights that fit are not what was trained without them.
+    """
+    given = {name: value.shape for name, value in tensors.items() if name.endswith(ADAPTED)}
+    # A key encoder is one of the method; its backbone is a copy.
+    other = sorted(
+        name
+        for name, shape in given.items()
+        if name.startswith("network.") and (name not in own or own[name].shape != shape)
+    )
+    if other:
+        raise RunError(
+            f"{source} holds {len(other)} tensors of adapters that this model has not, beginning with {other[0]}.",
+            hint="Set model.freeze and model.adapter_* to those of that run, or start from what longtail export RUN "
+            "--format safetensors makes of it, in which they are part of the weights.",
+        )
+
+
+def refuse_other_alpha(config: Config, source: Path) -> None:
+    """Raise RunError where ``source`` is a run whose adapters were weighed by another ``model.adapter_alpha``."""
+    theirs = RunDir(source).read_config().get("model", {}) if source.is_dir() else {}
+    ours = config.model
+    if ours.adapter_rank is not None and theirs.get("adapter_rank") and theirs["adapter_alpha"] != ours.adapter_alpha:
+        raise RunError(
+            f"The adapters of {source} were trained with model.adapter_alpha={theirs['adapter_alpha']}, and weigh "
+            f"otherwise with {ours.adapter_alpha}.",
+            hint="Set model.adapter_alpha to that of the run.",
+        )
+
+
 def begin(method: Method, config: Config) -> str | None:
     """Give a new run its initial weights, if it has any; returns what is to be said of them.
 
     Raises RunError where they do not fit.
     """
     if config.init is not None:
+        refuse_other_alpha(config, Path(config.init))
         return load_initial_weights(method, Path(config.init))
     if config.model.weights is not None:
         return load_backbone(method.network.backbone, config.model.weights)
-    if method.from_init:
+    frozen = config.model.freeze != "none"
+    if method.from_init or frozen:
+        what = f"model.freeze={config.model.freeze}" if frozen else f"'{config.method_name}'"
         return (
-            f"Without init=RUN '{config.method_name}' freezes a network that nobody trained, and learns on random "
+            f"Without init=RUN {what} freezes a network that nobody trained, and learns on random "
             f"features. Train a first stage, e.g. {config.data.name}/ce, and give its folder as init."
         )
     return None

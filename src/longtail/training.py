@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -14,10 +13,9 @@ from longtail.averaging import Average, averaged
 from longtail.config import Config
 from longtail.data.images import ImageSet, Source
 from longtail.data.open import open_data
-from longtail.data.prepare import Prepared
 from longtail.data.readers import read_by
 from longtail.data.stream_loader import build_loader
-from longtail.description import describe_run, summarize
+from longtail.description import describe_run, summarize, write_results
 from longtail.detection import digest
 from longtail.device import resolve_device
 from longtail.distributed import (
@@ -31,13 +29,14 @@ from longtail.distributed import (
     world_size,
 )
 from longtail.errors import EXIT_SIGTERM, ConfigError, DivergedError, RunError, StoppedError
-from longtail.evaluate import Evaluation, describe, evaluate, write_per_class, write_predictions
+from longtail.evaluate import Evaluation, describe, evaluate
 from longtail.faults import inflict, planned_faults
-from longtail.files import read_json, write_json
+from longtail.files import read_json
 from longtail.guarding import Guard
 from longtail.interrupts import locked, memory_errors, stop_signals
 from longtail.jobdir import open_run_dir
 from longtail.listeners import Both, Listener, Silent
+from longtail.models.recomputing import recompute_blocks
 from longtail.optim import build_optimizer, lr_at
 from longtail.rundir import Checkpoint
 from longtail.scoring import EvaluationStoppedError
@@ -148,6 +147,8 @@ def train(
     steps = config.optim.epochs * loader.steps_per_epoch
     passes = config.optim.epochs * len(data.train) * method.stacks()[0] * (1 if config.optim.sam is None else 2)
     compiled = should_compile(config, device, passes, described, listener)
+    if config.run.checkpointing:
+        recompute_blocks(method.network)
     if config.run.precision == "bfloat16":
         use_bfloat16(method, device)
     if compiled:
@@ -286,15 +287,6 @@ def train(
         run.update_description(status="finished", timings={"train_seconds": results["train_seconds"]})
     listener.finished(results)
     return results
-
-
-def write_results(
-    folder: Path, results: dict[str, Any], evaluation: Evaluation, data: Prepared, groups: tuple[int, int]
-) -> None:
-    """The tables of a run that is over, and results.json last: with it the run counts as finished."""
-    write_per_class(folder / "per_class.csv", evaluation, data, groups)
-    write_predictions(folder / "predictions.csv", evaluation, data.evaluation)
-    write_json(folder / "results.json", results)
 
 
 def out_of_time(config: Config) -> StoppedError:

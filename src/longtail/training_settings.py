@@ -30,6 +30,8 @@ class OptimSettings(Settings):
     """Of stochastic gradient descent."""
     nesterov: bool = False
     """Nesterov's form of momentum."""
+    layer_decay: float | None = Field(None, gt=0, le=1)
+    """The rate of each layer of the backbone as a multiple of that of the next one; null is the same for all."""
     weight_decay: float = Field(5e-4, ge=0)
     """On every parameter, biases and batch-norm included."""
     accumulate: int = Field(1, ge=1)
@@ -82,6 +84,8 @@ class RunSettings(Settings):
     """Compile the network: auto does where a run is long enough."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: the backbone's training passes under autocast; heads, losses, weights, evaluation stay float32."""
+    checkpointing: bool = False
+    """Compute the activations of the backbone's blocks twice instead of keeping them: less memory, same gradients."""
     checkpoint_minutes: float = Field(5.0, gt=0)
     """Save at least this often, besides every epoch's end."""
     evaluate_every: int = Field(1, ge=1)

@@ -19,8 +19,11 @@ from longtail.errors import ConfigError
 from longtail.losses import balanced_contrastive_loss, supervised_contrastive_loss
 from longtail.methods.base import Batch, Progress
 from longtail.methods.locating import Locator
+from longtail.methods.patches import PatchSettings
 from longtail.mixing import (
     Box,
+    align_box,
+    align_boxes,
     boxes_around,
     draw_beta,
     draw_cutmix,
@@ -32,13 +35,13 @@ from longtail.mixing import (
     visible_fraction,
 )
 from longtail.models.network import Network
-from longtail.settings import AbsolutePath, Settings, Time, resolve_time
+from longtail.settings import AbsolutePath, Time, resolve_time
 
 PartnerSampler = Literal["shuffle", "class_balanced", "effective_number", "effective_number_per_sample", "reversed"]
 """Names of SAMPLERS, by which partners may be drawn."""
 
 
-class MixingSettings(Settings):
+class MixingSettings(PatchSettings):
     """The keys of ``method.*`` that choose how the classified view is mixed with a partner."""
 
     mixing: Literal["none", "mixup", "remix", "cutmix", "cmo", "saliencymix"] = "none"
@@ -119,19 +122,21 @@ class CutMix:
     """Paste one box of the partner into the image, with ``probability`` per batch (Yun et al., arXiv 1905.04899).
 
     lambda ~ Beta(alpha, alpha), box side ratio sqrt(1 - lambda); the label is mixed by the area left after clipping.
-    One box per batch, keyed by (seed, "mix", step).
+    One box per batch, keyed by (seed, "mix", step), its edges on multiples of ``patch``.
     """
 
     size: int
     alpha: float = 1.0
     probability: float = 0.5
+    patch: int = 1
 
     def detector(self, network: Network) -> str | None:
         return None
 
     def draw(self, at: Progress) -> Box | None:
         """The box of this step, one for the batch; None where the coin says not to mix."""
-        return draw_cutmix(self.size, at.generator("mix"), alpha=self.alpha, probability=self.probability)
+        box = draw_cutmix(self.size, at.generator("mix"), alpha=self.alpha, probability=self.probability)
+        return None if box is None else align_box(box, self.patch)
 
     def wants_partner(self, at: Progress) -> bool:
         return self.draw(at) is not None
@@ -214,6 +219,7 @@ class SaliencyMix:
     locate: Locator
     alpha: float = 1.0
     probability: float = 0.5
+    patch: int = 1
 
     def detector(self, network: Network) -> str | None:
         self.locate.check(network)
@@ -234,44 +240,44 @@ class SaliencyMix:
         assert network is not None, "peaks may be asked of the network"
         size = (images.shape[-2], images.shape[-1])
         located = self.locate(network, partner, at, "partner saliency")
-        boxes = boxes_around(located.peaks, torch.full((len(target),), drawn), size)
+        boxes = align_boxes(boxes_around(located.peaks, torch.full((len(target),), drawn), size), self.patch)
         lam = visible_fraction(boxes, size)
         mixed_target = mix_labels(target, soft_target(partner.target, target.shape[1]), lam)
         pasted = paste(images, partner.views[0], partner.own(boxes))
         return Mixed(pasted, mixed_target, boxes, lam, located.forwarded)
 
 
-def _cmo(own: MixingSettings, size: int, counts: Sequence[int]) -> Mixing:
+def _cmo(own: MixingSettings, size: int, counts: Sequence[int], patch: int) -> Mixing:
     """CutMix whose foreground is drawn for its class (Park et al., arXiv 2112.00412); the draw is the partner's."""
     if own.partner_sampler == "shuffle":
         raise ConfigError(
             "method.mixing=cmo with method.partner_sampler=shuffle is cutmix: its foregrounds are not drawn by class.",
             hint="Set method.partner_sampler=class_balanced, or take the method cmo with the criterion of your choice.",
         )
-    return CutMix(size, own.mix_alpha, own.mix_probability)
+    return CutMix(size, own.mix_alpha, own.mix_probability, patch)
 
 
-MIXINGS: dict[str, Callable[[MixingSettings, int, Sequence[int]], Mixing]] = {
-    "none": lambda own, size, counts: NoMixing(),
-    "mixup": lambda own, size, counts: Mixup(own.mix_alpha, own.mix_probability),
-    "remix": lambda own, size, counts: Remix(
+MIXINGS: dict[str, Callable[[MixingSettings, int, Sequence[int], int], Mixing]] = {
+    "none": lambda own, size, counts, patch: NoMixing(),
+    "mixup": lambda own, size, counts, patch: Mixup(own.mix_alpha, own.mix_probability),
+    "remix": lambda own, size, counts, patch: Remix(
         Mixup(own.mix_alpha, own.mix_probability), counts, own.remix_kappa, own.remix_tau
     ),
-    "cutmix": lambda own, size, counts: CutMix(size, own.mix_alpha, own.mix_probability),
+    "cutmix": lambda own, size, counts, patch: CutMix(size, own.mix_alpha, own.mix_probability, patch),
     "cmo": _cmo,
-    "saliencymix": lambda own, size, counts: SaliencyMix(
-        Locator(own.detector, given=own.saliency_maps is not None), own.mix_alpha, own.mix_probability
+    "saliencymix": lambda own, size, counts, patch: SaliencyMix(
+        Locator(own.detector, given=own.saliency_maps is not None), own.mix_alpha, own.mix_probability, patch
     ),
 }
-"""What builds each mixing from its settings, the side of an image and the training images per class."""
+"""What builds each mixing from its settings, the side of an image, the training images per class and the patch."""
 
 
-def build_mixing(settings: MixingSettings, size: int, counts: Sequence[int]) -> Mixing:
+def build_mixing(settings: MixingSettings, size: int, counts: Sequence[int], patch: int = 1) -> Mixing:
     """The mixing that ``settings`` name; ConfigError where no epoch of any run would have it."""
     start, stop = settings.mix_start, settings.mix_stop
     if settings.mixing != "none" and type(start) is type(stop) and start >= stop:
         raise ConfigError(f"method.mix_start={start} is not before method.mix_stop={stop}: no batch would be mixed.")
-    return MIXINGS[settings.mixing](settings, size, counts)
+    return MIXINGS[settings.mixing](settings, size, counts, patch)
 
 
 def _supervised(features: Tensor, labels: Tensor, network: Network, temperature: float) -> Tensor:

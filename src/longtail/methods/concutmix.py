@@ -18,12 +18,13 @@ from longtail.losses import balanced_contrastive_loss, cross_entropy, logit_adju
 from longtail.methods.base import Batch, DataNeeds, Method, Progress, StepOutput
 from longtail.methods.composition import CutMix, PartnerSampler, soft_target
 from longtail.methods.criteria import LabelSettings, answers_for
+from longtail.methods.patches import PatchSettings
 from longtail.mixing import rectification_confidence, rectify_labels
 from longtail.models.network import ModelSettings, Network, ProjectionSettings, stack_views
 from longtail.settings import Time, resolve_time
 
 
-class ConCutMixSettings(LabelSettings):
+class ConCutMixSettings(LabelSettings, PatchSettings):
     """``method.*`` of ConCutMix; ``omega`` and ``topk`` default to C / 1275 and min(30, round(0.3 C))."""
 
     alpha: float = Field(2.0, ge=0)
@@ -79,7 +80,7 @@ class ConCutMix(Method):
             partner_views=("classification",),
             partner_sampler=settings.partner_sampler,
         )
-        self.mixing = CutMix(size, settings.mix_alpha, settings.mix_probability)
+        self.mixing = CutMix(size, settings.mix_alpha, settings.mix_probability, settings.grid(self.network, size))
         self.register_buffer("offset", logit_adjustment(counts, settings.tau), persistent=False)
         self.answers_for = answers_for(counts, offset=logit_adjustment(counts, settings.tau))
         self.register_buffer("counts", torch.tensor(list(counts)), persistent=False)

@@ -51,7 +51,7 @@ class Plain(Method):
         self.criterion = build_criterion(settings, counts)
         self.answers_for = self.criterion.answers_for
         self.contrast = CONTRASTS[settings.contrast] if contrasted else None
-        self.mixing = build_mixing(settings, size, counts)
+        self.mixing = build_mixing(settings, size, counts, settings.grid(self.network, size))
         self.needs = DataNeeds(
             views=("classification", "contrastive", "contrastive") if contrasted else ("classification",),
             partner_views=() if settings.mixing == "none" else ("classification",),

@@ -20,14 +20,15 @@ from longtail.methods.base import Batch, DataNeeds, Method, Progress, StepOutput
 from longtail.methods.composition import PartnerSampler, soft_target
 from longtail.methods.criteria import CriterionSettings, build_criterion
 from longtail.methods.locating import Locator
-from longtail.mixing import boxes_around, draw_beta, erase, mix_labels, visible_fraction
+from longtail.methods.patches import PatchSettings
+from longtail.mixing import align_boxes, boxes_around, draw_beta, erase, mix_labels, visible_fraction
 from longtail.models.network import ModelSettings, Network, ProjectionSettings
 from longtail.settings import AbsolutePath, Time, resolve_time
 
 Fill = Literal["mean", "image-mean", "noise"]
 
 
-class SMCLSettings(CriterionSettings):
+class SMCLSettings(CriterionSettings, PatchSettings):
     """``method.*`` of SMCL."""
 
     mu: float = Field(0.3, ge=0)
@@ -91,6 +92,7 @@ class SMCL(Method):
         self.settings, self.classes = settings, len(counts)
         sizes = ProjectionSettings(hidden=settings.hidden, dim=settings.dim) if settings.mu > 0 else None
         self.network = Network(model, self.classes, seed=seed, size=size, projection=sizes)
+        self.patch = settings.grid(self.network, size)
         self.criterion = build_criterion(settings, counts)
         self.answers_for = self.criterion.answers_for
         self.locate = Locator(settings.detector, given=settings.saliency_maps is not None)
@@ -135,7 +137,7 @@ class SMCL(Method):
         size = (images.shape[-2], images.shape[-1])
         located = self.locate(self.network, batch, at)
         drawn = draw_beta(len(batch.target), self.settings.mask_alpha, at.generator("mask")).float()
-        boxes = boxes_around(located.peaks, drawn, size, at_edge=self.settings.at_edge)
+        boxes = align_boxes(boxes_around(located.peaks, drawn, size, at_edge=self.settings.at_edge), self.patch)
         erased = erase(images, batch.own(boxes), fill_color(self.settings.fill, batch, at))
         return Masked(erased, visible_fraction(boxes, size), batch.partner.target, located.forwarded)
 

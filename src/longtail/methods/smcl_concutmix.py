@@ -75,7 +75,8 @@ class SMCLConCutMix(Method):
             projection=ProjectionSettings(hidden=settings.hidden, dim=settings.dim),
             centers=True,
         )
-        self.mixing = CutMix(size, settings.mix_alpha, settings.mix_probability)
+        self.patch = settings.grid(self.network, size)
+        self.mixing = CutMix(size, settings.mix_alpha, settings.mix_probability, self.patch)
         self.locate = Locator(settings.detector, given=settings.saliency_maps is not None)
         self.locate.check(self.network)
         locates = (settings.place == "salient" or settings.mu > 0) and settings.mix_probability > 0
@@ -109,11 +110,11 @@ class SMCLConCutMix(Method):
         salient, erased, forwarded = None, None, 0
         if own.place == "salient" or own.mu > 0:
             located = self.locate(self.network, batch, at)
-            salient, forwarded = boxes_like(box, located.peaks), located.forwarded
+            salient, forwarded = boxes_like(box, located.peaks, self.patch), located.forwarded
             erased = erase(images, batch.own(salient)) if own.mu > 0 else None
         if own.place == "salient" and salient is not None:
             source = self.locate(self.network, partner, at, "partner saliency")
-            places = partner.own(boxes_like(box, source.peaks))
+            places = partner.own(boxes_like(box, source.peaks, self.patch))
             mixed = transplant(images, partner.views[0], batch.own(salient), places)
             forwarded += source.forwarded
         else:

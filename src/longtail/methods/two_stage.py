@@ -8,12 +8,11 @@ run, and comes by ``init``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from longtail.errors import ConfigError
 from longtail.methods.base import Batch, DataNeeds, Method, Progress, StepOutput
@@ -67,22 +66,13 @@ class TwoStage(Method):
         self.criterion = build_criterion(settings, counts)
         self.answers_for = self.criterion.answers_for if settings.sampler == "shuffle" else "uniform"
         self.scales = nn.Parameter(torch.ones(self.classes)) if settings.scales else None
-        # Without a parameter that wants a gradient no graph is built in the backbone: nothing else saves its memory.
-        self.network.backbone.requires_grad_(False)
+        self.network.freeze("backbone", shift=settings.shift)
         self.network.classifier.requires_grad_(settings.classifier != "frozen")
         self.needs = DataNeeds(sampler=settings.sampler)
         fresh = settings.classifier == "anew"
         self.from_init = (BACKBONE,) if fresh else (BACKBONE, CLASSIFIER)
         self.never_from_init = (CLASSIFIER, SCALES) if fresh else (SCALES,)
         self.rates = {CLASSIFIER: settings.classifier_rate}
-        self.train()
-
-    def train(self, mode: bool = True) -> Self:
-        """Training mode, which of the frozen backbone batch-norm alone takes, and only with ``shift``."""
-        super().train(mode)
-        for module in self.network.backbone.modules():
-            module.training = mode and self.settings.shift and isinstance(module, _BatchNorm)
-        return self
 
     def scaled(self, logits: Tensor) -> Tensor:
         """f_k x_k of logits (B, C)."""

@@ -2,6 +2,8 @@
 
 from longtail.mixing.boxes import (
     Box,
+    align_box,
+    align_boxes,
     boxes_around,
     boxes_like,
     boxes_to_mask,
@@ -25,6 +27,8 @@ from longtail.mixing.rectification import (
 __all__ = [
     "MINIMUM_DISTANCE",
     "Box",
+    "align_box",
+    "align_boxes",
     "boxes_around",
     "boxes_like",
     "boxes_to_mask",

@@ -114,16 +114,42 @@ def boxes_around(centers: Tensor, lam: Tensor, size: Size, *, at_edge: Literal["
     return torch.stack((low[:, 0], high[:, 0], low[:, 1], high[:, 1]), dim=1)
 
 
-def boxes_like(box: Box, centers: Tensor) -> Tensor:
+def align_boxes(boxes: Tensor, patch: int) -> Tensor:
+    """Boxes whose edges lie on multiples of ``patch`` pixels: (B, 4) of the same type.
+
+    edge := floor((edge + floor(patch / 2)) / patch) patch, the nearest multiple, of two equally near the higher. A box
+    then holds whole patches of a vision transformer, or none of one, and its area is that of what was pasted. A box of
+    less than half a patch may become empty. The side of the image has to be a multiple of ``patch``, or the last edge
+    would leave it.
+    """
+    if patch < 1:
+        raise ValueError(f"patch must be at least 1 pixel, not {patch}.")
+    return torch.div(boxes + patch // 2, patch, rounding_mode="floor") * patch
+
+
+def align_box(box: Box, patch: int) -> Box:
+    """A :class:`Box` with its edges on multiples of ``patch`` pixels: see align_boxes.
+
+    Raises ValueError for an image that is not filled by patches.
+    """
+    if patch < 1 or box.height % patch or box.width % patch:
+        raise ValueError(f"patches of {patch} pixels do not fill an image of {box.height} x {box.width}.")
+    edges = align_boxes(torch.tensor([box.top, box.bottom, box.left, box.right]), patch)
+    top, bottom, left, right = (int(edge) for edge in edges)
+    return Box(top, bottom, left, right, box.height, box.width)
+
+
+def boxes_like(box: Box, centers: Tensor, patch: int = 1) -> Tensor:
     """Boxes of the size of ``box`` around centers (B, 2), moved inside the frame: (B, 4) int64.
 
-    All have the area of ``box`` and so its lambda: they differ from it in nothing but the place.
+    All have the area of ``box`` and so its lambda: they differ from it in nothing but the place. With ``patch`` they
+    lie on its multiples, where ``box`` does.
     """
     if centers.ndim != 2 or centers.shape[1] != 2:
         raise ValueError(f"centers must be (B, 2), not {tuple(centers.shape)}.")
     sides = torch.tensor((box.bottom - box.top, box.right - box.left), device=centers.device)
     room = torch.tensor((box.height, box.width), device=centers.device) - sides
-    low = torch.minimum((centers.long() - sides // 2).clamp_min(0), room)
+    low = torch.minimum(align_boxes(centers.long() - sides // 2, patch).clamp_min(0), room)
     high = low + sides
     return torch.stack((low[:, 0], high[:, 0], low[:, 1], high[:, 1]), dim=1)
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
-from typing import Literal, TypeVar
+from typing import Literal, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from longtail.distributed import gather_rows
 from longtail.models import build_backbone
+from longtail.models.adapters import Placement, add_adapters
+from longtail.models.freezing import Freeze, freeze
 from longtail.models.heads import CosineClassifier, LinearClassifier, MLPHead, build_classifier
 from longtail.models.normalization import RunningStatistics, synchronize
 from longtail.rng import keyed_global_rng
@@ -36,12 +39,27 @@ class ModelSettings(Settings):
     """The backbone's batch-norm with several processes: over the images of each apart, or over all of them."""
     bn_shards: int | None = Field(None, ge=1)
     """Shards of a batch that the backbone's batch-norm sees apart; null is one a process. For bn=batch only."""
+    freeze: Freeze = "none"
+    """What of the backbone does not learn: none, backbone (all of it), all-but-N (all but its last N blocks)."""
+    adapter_rank: int | None = Field(None, ge=1)
+    """Rank of the adapters on frozen linear layers, which learn in their place; null has none."""
+    adapter_alpha: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """Adapters count this over their rank; null is the rank, a factor of 1."""
+    adapter_layers: Placement = "all"
+    """Which frozen linear layers have adapters: attention, mlp (the others of a block), or all."""
 
     @field_validator("bn_shards")
     @classmethod
     def _not_of_the_whole(cls, value: int | None, info: ValidationInfo) -> int | None:
         if value is not None and value > 1 and info.data.get("bn") == "sync":
             raise ValueError("contradicts model.bn=sync, which is over the whole batch")
+        return value
+
+    @field_validator("adapter_rank")
+    @classmethod
+    def _beside_frozen_weights(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("freeze") == "none":
+            raise ValueError("needs model.freeze=backbone or all-but-N: an adapter stands for a weight that is frozen")
         return value
 
 
@@ -96,6 +114,28 @@ class Network(nn.Module):
             if centers:
                 self.center_head = initialized("center_head", lambda: MLPHead(*sizes))
         self._compiled: tuple[Callable[[Tensor], Tensor], frozenset[torch.Size]] | None = None
+        self._resting: tuple[nn.Module, ...] = ()
+        self._shifts = False
+        self.freeze(model.freeze)
+        if model.adapter_rank is not None:
+            own, placed = model.adapter_alpha, model.adapter_layers
+            add_adapters(self.backbone, model.adapter_rank, alpha=own, layers=placed, seed=seed)
+
+    def freeze(self, what: Freeze, *, shift: bool = False) -> None:
+        """Freeze what of the backbone, adapters included: no gradient, and evaluation mode in training too.
+
+        With ``shift`` its batch-norm alone stays in training mode. Without a parameter that wants a gradient no graph
+        is built: nothing else saves the memory.
+        """
+        self._resting, self._shifts = freeze(self.backbone, what), shift
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode, which frozen modules do not take."""
+        super().train(mode)
+        for module in self._resting:
+            module.training = mode and self._shifts and isinstance(module, _BatchNorm)
+        return self
 
     def compile_for(self, *shapes: torch.Size) -> None:
         """Use a compiled backbone for training batches of exactly these shapes; every other shape stays eager.

@@ -13,7 +13,7 @@ from longtail.methods.concutmix import ConCutMix, ConCutMixSettings, rectified
 from longtail.methods.plain import Plain
 from longtail.methods.smcl import SMCL
 from longtail.methods.smcl_concutmix import SMCLConCutMix
-from longtail.mixing import Box, boxes_around, boxes_like, draw_beta, mix_labels
+from longtail.mixing import Box, align_boxes, boxes_around, boxes_like, draw_beta, mix_labels
 from longtail.report.folder import GROUPS
 from longtail.report.images import Shot, edges_of, gray
 from longtail.report.remaking import EXAMPLES, Example, Remade, Shown, label_bars
@@ -126,7 +126,7 @@ def _smcl_concutmix(run: Remade) -> Shown | None:
     places = run.telling_first(batch)
     moved = _rectify(run, made.images[places], made.target[places], method.counts, method.settings)
     if method.settings.place == "salient":
-        boxes = boxes_like(box, method.locate(method.network, batch, at).peaks)
+        boxes = boxes_like(box, method.locate(method.network, batch, at).peaks, method.patch)
     else:
         boxes = torch.tensor([[box.top, box.bottom, box.left, box.right]]).expand(len(batch.target), 4)
     examples = []
@@ -197,7 +197,8 @@ def masked_boxes(method: SMCL, batch: Batch, at: Progress) -> tuple[Tensor, Tens
     images = batch.views[0]
     peaks = method.locate(method.network, batch, at).peaks
     drawn = draw_beta(len(images), method.settings.mask_alpha, at.generator("mask")).float()
-    return boxes_around(peaks, drawn, (images.shape[-2], images.shape[-1]), at_edge=method.settings.at_edge), peaks
+    boxes = boxes_around(peaks, drawn, (images.shape[-2], images.shape[-1]), at_edge=method.settings.at_edge)
+    return align_boxes(boxes, method.patch), peaks
 
 
 def _detector(method: SMCL) -> str:
