@@ -262,6 +262,7 @@ def test_an_epoch_of_each_list_with_all_its_classes(whole: tuple[str, Path], tmp
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # the peaks of 16,294 images at 224 pixels take some minutes
 @pytest.mark.parametrize("method", ["ce", "balanced-softmax", "bcl", "concutmix", "smcl"])
 def test_five_steps_of_each_recipe_with_its_own_backbone_and_size(
     whole: tuple[str, Path], tmp_path: Path, method: str
