@@ -35,7 +35,10 @@ add_module_names = False
 # Of ours, those that reference/ does not show.
 nitpick_ignore_regex = [
     ("py:.*", r"(?!longtail\.).*"),
-    ("py:class", r"longtail\.(config|scoring|models|data\.views|data\.prepare|data\.open)\..*"),
+    (
+        "py:class",
+        r"longtail\.(config|scoring|models|data\.views|data\.prepare|data\.open|data\.image_files|sharing)\..*",
+    ),
     ("py:class", r"longtail\.methods\..*Settings"),
 ]
 

@@ -24,6 +24,7 @@ PAGE_OF = {
     HERE.parent / "README.md": HERE / "overview.md",
     HERE.parent / "CONTRIBUTING.md": HERE / "add-a-method.md",
     HERE.parent / "CHANGELOG.md": HERE / "changelog.md",
+    HERE.parent / "SECURITY.md": HERE / "security.md",
 }
 """Files of the repository that the site shows under another name."""
 

@@ -208,6 +208,9 @@ def check_other(words: list[str]) -> None:
         extras = re.findall(r"\[([\w,]+)\]", " ".join(rest))
         known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         assert {extra for group in extras for extra in group.split(",")} <= set(known), words
+    elif first == "torchrun":
+        assert rest[rest.index("-m") + 1] == "longtail", words
+        check_longtail(rest[rest.index("-m") + 2 :])
     elif first in ("python", "python3"):
         files = [word for word in rest if word.endswith(".py")]
         assert all((ROOT / word).is_file() for word in files), words

@@ -194,7 +194,7 @@ def test_any_table_is_a_listing_or_a_data_error(name: str, count: int, tmp_path:
         except DataError:
             return
         for entries in listing.splits.values():
-            assert all(entry.path.is_relative_to(place.parent) for entry in entries)
+            assert all(Path(entry.path).is_relative_to(place.parent) for entry in entries)
             assert all(0 <= entry.label < len(listing.class_names) for entry in entries)
 
 

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 import longtail
 import longtail.starting as starting
 import longtail.state as state_module
-import longtail.training as training
 from longtail.averaging import Average, averaged, decay_at
 from longtail.config import NUMBERS_VERSION, OptimSettings
 from longtail.errors import ConfigError, DataError, DivergedError, StoppedError
@@ -424,7 +423,7 @@ def test_a_run_that_ended_early_does_not_go_on_when_its_results_were_cut_off(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "write_per_class", full)
+        patch.setattr("longtail.description.write_per_class", full)
         with pytest.raises(KeyboardInterrupt):
             train(config)
     watched = Recorder()

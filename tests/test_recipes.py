@@ -43,6 +43,7 @@ def test_the_main_recipe_is_that_of_the_authors() -> None:
         "mix_probability": 0.5,
         "mix_alpha": 1.0,
         "partner_sampler": "class_balanced",
+        "patch": None,
         "hidden": 512,
         "dim": 128,
     }
@@ -52,6 +53,10 @@ def test_the_main_recipe_is_that_of_the_authors() -> None:
         "weights": None,
         "bn": "batch",
         "bn_shards": None,
+        "freeze": "none",
+        "adapter_rank": None,
+        "adapter_alpha": None,
+        "adapter_layers": "all",
     }
     assert config.views.model_dump() == {
         "classification": "autoaugment",

@@ -281,7 +281,7 @@ def test_a_run_killed_while_it_writes_its_results_ends_the_same(
 
     config = config_of("ce", tiny_npz, tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr(training, what, die)
+        patch.setattr(f"longtail.description.{what}", die)
         with pytest.raises(KilledError):
             train(config)
     train(config, resume=True)

@@ -77,8 +77,9 @@ class Guard:
         try:
             done = update(self.method, self.optimizer, batch, at, lr, self.config.optim, self.sharing, self.replica)
         except DivergedError as error:
-            with torch.no_grad():
-                torch._foreach_copy_(self._buffers, self._kept)
+            if self._buffers:
+                with torch.no_grad():
+                    torch._foreach_copy_(self._buffers, self._kept)
             self.optimizer.zero_grad(set_to_none=True)
             self._note(error, batch, at, lr)
             return None
@@ -88,7 +89,8 @@ class Guard:
     @torch.no_grad()
     def keep_buffers(self) -> None:
         """Copy the buffers, into the same memory every step."""
-        torch._foreach_copy_(self._kept, self._buffers)
+        if self._buffers:
+            torch._foreach_copy_(self._kept, self._buffers)
 
     def _note(self, error: DivergedError, batch: Batch, at: Progress, lr: float) -> None:
         state = self.state
