@@ -93,6 +93,30 @@ def test_a_run_by_two_is_the_run_by_one_with_two_shards_but_for_their_number(
     assert (by_two / "report.html").is_file()
 
 
+@pytest.mark.slow
+def test_two_processes_skip_and_go_back_together(
+    tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fault = "nan-images@1,inf-gradient@3-5"  # pixels of each process's own, gradients of both
+    job = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "LONGTAIL_FAULT": fault}
+    launchers = []
+    for number in range(2):
+        (tmp_path / f"process-{number}").mkdir()
+        launchers.append(Launcher(tmp_path / f"process-{number}", RANK=str(number), LOCAL_RANK=str(number), **job))
+    try:
+        both = [launch(*words("bcl", tiny_npz, tmp_path / "two")) for launch in launchers]
+        assert [command.wait() for command in both] == [0, 0], both[0].stderr
+    finally:
+        for launch in launchers:
+            launch.close()
+    monkeypatch.setenv("LONGTAIL_FAULT", fault)
+    train(tiny_config("bcl", tiny_npz, tmp_path / "one", model={"bn_shards": 2}))
+    one, two = (read_json(tmp_path / name / "results.json") for name in ("one", "two"))
+    assert one["skipped_steps"] == two["skipped_steps"] > 1
+    assert one["rate_scale"] == two["rate_scale"] == 0.5
+    assert_close(last(tmp_path / "one"), last(tmp_path / "two"))
+
+
 def test_a_refusal_is_said_once(start: Start, by_two: Path, tiny_npz: Path, tmp_path: Path) -> None:
     cases = {
         2: words("ce", tiny_npz, by_two),
