@@ -189,7 +189,7 @@ def test_a_transformer_of_timm_takes_adapters_too(layers: str) -> None:
         after = learned(backbone)(images)
         assert not torch.allclose(after, before)
         assert merge_adapters(backbone) == 4
-        torch.testing.assert_close(backbone(images), after, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(backbone(images), after, rtol=1e-4, atol=1e-4)  # a sum of products in another order
 
 
 def test_a_network_without_linear_layers_and_a_rank_that_is_not_low_are_refused(tiny_vit: str) -> None:
