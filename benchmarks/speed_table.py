@@ -20,7 +20,7 @@ def speed_table(measured: dict[str, Any]) -> list[str]:
         "| method | images a step | step, images/s | bare, images/s | step over bare | making the batch | steps |",
         "|---|---|---|---|---|---|---|",
     ]
-    rows = {name: row for name, row in measured.items() if isinstance(row, dict) and "ratio" in row}
+    rows = {name: row for name, row in measured.items() if isinstance(row, dict) and "images_per_step" in row}
     for method, row in rows.items():
         lines.append(
             f"| {method} | {row['images_per_step']} | {row['images_per_s']} | {row['bare_images_per_s']} "
