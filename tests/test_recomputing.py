@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import copy
-import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 from torchvision.models import VisionTransformer
 
+from live_memory import bytes_alive
 from longtail.config import differences
 from longtail.device import resolve_device
 from longtail.errors import ConfigError
@@ -177,30 +175,8 @@ def test_compilation_gives_way_and_says_so_where_it_is_asked_for(tiny_npz: Path,
 # Less memory ----------------------------------------------------------------------------------------------------------
 
 
-class Watch(TorchDispatchMode):
-    """The most bytes alive at once among the tensors that operations return."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.alive: dict[int, int] = {}
-        self.peak = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                if storage._cdata not in self.alive:
-                    self.alive[storage._cdata] = storage.nbytes()
-                    weakref.finalize(storage, self.alive.pop, storage._cdata, None)
-        self.peak = max(self.peak, sum(self.alive.values()))
-        return made
-
-
 def peak(made: Network, images: Tensor) -> int:
-    with Watch() as watch:
-        made.logits(images).sum().backward()
-    return watch.peak
+    return bytes_alive(lambda: made.logits(images).sum().backward())[0]
 
 
 @pytest.mark.parametrize("backbone", ["resnet32", "vit-small-patch4"])

@@ -28,7 +28,7 @@ from longtail.data.loader import Loader
 from longtail.data.open import open_data
 from longtail.data.readers import Asked, close_readers, read, read_by
 from longtail.data.squares import middle_square
-from longtail.data.stream_loader import StreamLoader, build_loader
+from longtail.data.stream_loader import StreamLoader, loader_for
 from longtail.data.views import VIEWS, build_view
 from longtail.detection import training_peaks
 from longtail.errors import ConfigError, DataError, ResourceError
@@ -66,7 +66,7 @@ def streamed(root: Path, **more: Any) -> ImageSet:
 def loader(train: ImageSet, *views: str, workers: int = 0, partner: str | None = None, **more: Any) -> Loader:
     made = {name: build_view(name, SIZE, MEAN, STD) for name in VIEWS}
     needs = DataNeeds(views=views, partner_views=(partner,) if partner else (), **more.pop("needs", {}))
-    return build_loader(train, needs, made, 9, 2, 7, workers=workers, **more)
+    return loader_for(train)(train, needs, made, 9, 2, 7, workers=workers, **more)
 
 
 def tensors(made: Loader, start: int, stop: int) -> list[Tensor]:
@@ -394,7 +394,7 @@ def test_the_peak_of_a_whole_image_follows_it_into_the_view(tmp_path: Path, view
     assert bool(((peaks > 0) & (peaks < 1)).all())
     views = {view: build_view(view, 24, (0, 0, 0), (1, 1, 1))}
     needs = DataNeeds(views=(view,), partner_views=(view,), detector="fine-grained")
-    made = build_loader(train, needs, views, 8, 40, 3, peaks=peaks)
+    made = loader_for(train)(train, needs, views, 8, 40, 3, peaks=peaks)
     seen = 0
     for batch in made.iterate(0, 60, lambda at: True):
         for part in (batch, batch.partner):

@@ -53,9 +53,10 @@ def cell(
     found: dict[str, Any] | None,
     correct: str | None = None,
     targets: Any = TARGETS,
+    overlap: float = 0.0,
 ) -> Cell:
     """A cell with these results; ``correct`` has a 1 for each test image that was right."""
-    config = load_config("scenes/ce", {"seed": seed})
+    config = load_config("scenes/ce", {"seed": seed, "data": {"overlap": overlap}})
     place = folder / f"{abs(hash(label))}-s{seed}"
     if correct is not None:
         place.mkdir(parents=True)
@@ -168,8 +169,9 @@ def test_without_predictions_or_on_other_images_there_is_no_difference(tmp_path:
     kept = cell(tmp_path, "kept", 0, results())
     other = cell(tmp_path, "other", 0, results(), "11110000", targets=[1, *TARGETS[1:]])
     more = cell(tmp_path, "more", 0, results(), "111100001", targets=[*TARGETS, 0])
-    found = table([base, kept, other, more], "base")
-    assert [row.top1_difference for row in found.rows] == [None] * 4
+    blended = cell(tmp_path, "blended", 0, results(), "11110011", overlap=0.3)
+    found = table([base, kept, other, more, blended], "base")
+    assert [row.top1_difference for row in found.rows] == [None] * 5
     assert line_of(found, 1)["few minus base"] == "-"
 
 

@@ -14,7 +14,7 @@ from longtail.config import Config
 from longtail.data.images import ImageSet, Source
 from longtail.data.open import open_data
 from longtail.data.readers import read_by
-from longtail.data.stream_loader import build_loader
+from longtail.data.stream_loader import loader_for
 from longtail.description import describe_run, summarize, write_results
 from longtail.detection import digest
 from longtail.device import resolve_device
@@ -133,7 +133,7 @@ def train(
     selection, reported = (data.val or data.evaluation).to(device), data.evaluation.to(device)
     optimizer = build_optimizer(method, config.optim, method.rates)
     average = None if config.optim.ema is None else Average(method, config.optim.ema)
-    loader = build_loader(
+    loader = loader_for(data.train)(
         data.train.to(device),
         method.needs,
         views,

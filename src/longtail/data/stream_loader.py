@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from longtail.data.batch import Batch, DataNeeds, Progress
+from longtail.data.batch import Batch, Progress
 from longtail.data.cutting import Cut, Draw, Part, Square, cut, sizes_of, tensor
 from longtail.data.geometry import ResizedCrop
 from longtail.data.image_files import ImageFiles, parts_of, refuse_broken
@@ -38,23 +39,15 @@ class StreamLoader(Loader):
     whole image. At most ``AHEAD + 1`` steps of images are in memory.
     """
 
-    def __init__(
-        self,
-        train: ImageSet,
-        needs: DataNeeds,
-        views: Mapping[str, View],
-        batch: int,
-        epochs: int,
-        seed: int,
-        *,
-        workers: int = 0,
-        peaks: Tensor | None = None,
-        own: Callable[[int], Tensor] | None = None,
-    ) -> None:
-        assert isinstance(train.images, ImageFiles)
-        self.files = train.images
-        self._requests: dict[tuple[str, int], _Request] = {}
-        super().__init__(train, needs, views, batch, epochs, seed, workers=workers, peaks=peaks, own=own)
+    @property
+    def files(self) -> ImageFiles:
+        """The training images, unread."""
+        assert isinstance(self.train.images, ImageFiles)
+        return self.train.images
+
+    @functools.cached_property
+    def _requests(self) -> dict[tuple[str, int], _Request]:
+        return {}
 
     def _make(
         self, indices: Tensor, roles: Sequence[str], purpose: str, step: int, partner: Batch | None = None
@@ -138,21 +131,9 @@ class StreamLoader(Loader):
             self._requests["partner view", step] = self._request(partners[position], roles, "partner view", step)
 
 
-def build_loader(
-    train: ImageSet,
-    needs: DataNeeds,
-    views: Mapping[str, View],
-    batch: int,
-    epochs: int,
-    seed: int,
-    *,
-    workers: int = 0,
-    peaks: Tensor | None = None,
-    own: Callable[[int], Tensor] | None = None,
-) -> Loader:
-    """The loader for images in memory, or for image files."""
-    kind = StreamLoader if isinstance(train.images, ImageFiles) else Loader
-    return kind(train, needs, views, batch, epochs, seed, workers=workers, peaks=peaks, own=own)
+def loader_for(images: ImageSet) -> type[Loader]:
+    """The kind of loader: for images in memory, or for image files."""
+    return StreamLoader if isinstance(images.images, ImageFiles) else Loader
 
 
 def _cuts_windows(view: View) -> bool:

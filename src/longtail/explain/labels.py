@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from longtail.data.prepare import Prepared
-from longtail.data.stream_loader import build_loader
+from longtail.data.stream_loader import loader_for
 from longtail.errors import ConfigError
 from longtail.explain.backgrounds import finished_model
 from longtail.methods.concutmix import ConCutMix
@@ -122,7 +122,7 @@ def _mixed(method: ConCutMix, model: Model, data: Prepared) -> tuple[Tensor, Ten
     config, device = model.config, next(method.parameters()).device
     views = build_views(config, data)
     train = data.train.to(device)
-    loader = build_loader(train, method.needs, views, config.optim.batch, config.optim.epochs, config.seed)
+    loader = loader_for(train)(train, method.needs, views, config.optim.batch, config.optim.epochs, config.seed)
     features, labels = [], []
     classes = len(model.class_counts)
     with evaluating(method):

@@ -157,7 +157,7 @@ class Network(nn.Module):
     def features_of(self, *views: Tensor, shares: Shares | None = None) -> Tensor:
         """h of each view (B_v, 3, H_v, W_v), one under the other: views of one size go through together.
 
-        Views of another size than the first go alone, before it, and leave batch-norm's running statistics as they are:
+        Views of another size than the first go alone, and leave batch-norm's running statistics as they are:
         those are for evaluation, of images of the first one's size. With ``shares`` the views hold the images of this
         process alone, and the features are those of the whole batch: each shard goes through the backbone apart, and
         what follows on it is computed alike in every process.
@@ -168,7 +168,7 @@ class Network(nn.Module):
         if len(sizes) == 1:
             return self.features(views[0] if len(views) == 1 else torch.cat(views))
         found: dict[int, Tensor] = {}
-        for size in reversed(sizes):
+        for size in sizes:
             numbers = [number for number, view in enumerate(views) if view.shape[-2:] == size]
             stacked = torch.cat([views[number] for number in numbers])
             with contextlib.nullcontext() if size == views[0].shape[-2:] else running_statistics_kept(self.backbone):

@@ -11,7 +11,7 @@ from torch import Tensor
 from longtail.data.batch import Batch, Progress
 from longtail.data.loader import Loader
 from longtail.data.prepare import Prepared
-from longtail.data.stream_loader import build_loader
+from longtail.data.stream_loader import loader_for
 from longtail.detection import digest
 from longtail.errors import RunError
 from longtail.files import read_json
@@ -96,7 +96,9 @@ def remake(model: Model, data: Prepared, classes: list[ClassRow]) -> Remade:
         raise RunError("The salient peaks that are found now are not those of the run.")
     device = next(method.parameters()).device
     train = data.train.to(device)
-    loader = build_loader(train, method.needs, views, config.optim.batch, config.optim.epochs, config.seed, peaks=peaks)
+    loader = loader_for(train)(
+        train, method.needs, views, config.optim.batch, config.optim.epochs, config.seed, peaks=peaks
+    )
     return Remade(model, data, classes, loader)
 
 

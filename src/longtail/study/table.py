@@ -120,9 +120,13 @@ class _Answers:
 
 
 def _differences(cells: Sequence[Cell], baseline: Sequence[Cell]) -> tuple[Interval | None, Interval | None]:
-    """Top-1 and few-shot accuracy minus the baseline's, over the seeds for which both have their predictions."""
-    of_seed = {cell.seed: cell for cell in baseline}
-    pairs = [(cell, of_seed[cell.seed]) for cell in cells if cell.seed in of_seed]
+    """Top-1 and few-shot accuracy minus the baseline's, over the seeds for which both have their predictions.
+
+    None where the test images are others: an overlap of classes draws them anew, under the same numbers.
+    """
+    of_seed = {(cell.seed, cell.config.data.overlap): cell for cell in baseline}
+    there = [(cell, of_seed.get((cell.seed, cell.config.data.overlap))) for cell in cells]
+    pairs = [(cell, other) for cell, other in there if other is not None]
     answers = [(read_answers(one), read_answers(other)) for one, other in pairs]
     known = [(one, other) for one, other in answers if one is not None and other is not None]
     if not known:

@@ -86,7 +86,8 @@ def remarks(results: StudyResults) -> list[str]:
     if results.baseline is not None:
         said.append(
             f"Differences to {results.baseline} in points, with the 95 % interval of a paired bootstrap over the test "
-            "images, averaged over the seeds that both have; a dash where predictions were not kept. The interval is "
+            "images, averaged over the seeds that both have; a dash where predictions were not kept or the "
+            "test images are others. The interval is "
             "blind to what another seed would do: see the deviation."
         )
     return said + [f"Failed: {sentence}" for sentence in results.failed]
