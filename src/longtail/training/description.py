@@ -13,13 +13,13 @@ import torch
 import longtail
 from longtail.config import NUMBERS_VERSION, Config
 from longtail.data.prepare import Prepared
-from longtail.distributed import world_size
-from longtail.evaluate import Evaluation, write_per_class, write_predictions
+from longtail.evaluation.evaluate import Evaluation, write_per_class, write_predictions
 from longtail.files import write_json
 from longtail.methods import Method
-from longtail.rundir import SCHEMA
+from longtail.processes.distributed import world_size
+from longtail.runs.rundir import SCHEMA
 from longtail.settings import resolve_time
-from longtail.state import RunState
+from longtail.training.state import RunState
 
 
 def describe_run(
