@@ -8,13 +8,13 @@ from rich.console import Console, Group
 from rich.markup import escape
 from rich.table import Table
 
-from longtail.display import clock
 from longtail.study.cells import Cell
 from longtail.study.journal import Drawn
 from longtail.study.search_file import METRICS
 from longtail.study.search_plan import SearchPlan
 from longtail.study.sweep_tables import best_first, shown
 from longtail.study.watching import StudyLines, StudyTable, last_epoch
+from longtail.training.display import clock
 
 ROWS = 10
 """Of the live table: the best trials so far."""
