@@ -22,7 +22,8 @@ from longtail.rng import generator, keyed_global_rng
 class Update:
     """The loss and its logged terms, at the weights before the step, and the images that were forwarded for it.
 
-    ``saved`` is how many passes of full images the smaller ones among them did not cost. ``spoiled`` is the value and the micro-batch of the first loss that is not finite.
+    ``saved`` is how many passes of full images the smaller ones among them did not cost. ``spoiled`` is the value and
+    the micro-batch of the first loss that is not finite.
     """
 
     loss: float
@@ -56,8 +57,9 @@ def update(
     """Take one step of the optimizer at the rate ``lr``, times the ``rate`` of each group of parameters.
 
     g = gradient of the loss at the weights w; with ``sam``, from ``sam_start`` on, at w + rho g / |g| instead; with
-    ``clip``, g := g min(1, clip / |g|). Norms are over all parameters together. Raises DivergedError in place of the step where a
-    loss or |g| is not finite; all of it is computed before that is looked at, so that several processes do the same.
+    ``clip``, g := g min(1, clip / |g|). Norms are over all parameters together. Raises DivergedError in place of the
+    step where a loss or |g| is not finite; all of it is computed before that is looked at, so that several processes do
+    the same.
     ``sharing`` and ``replica``, the method behind :func:`longtail.processes.distributed.replicated`, are theirs; loss,
     gradients and norms are alike in all.
     """
