@@ -41,7 +41,7 @@ class ViewSettings(Settings):
     """Augmentation of the views of a contrastive loss."""
     contrastive_size: int | None = Field(None, ge=8)
     """Side of those views in pixels; null is that of the images. Smaller ones cost less, with the square."""
-    progressive_size: int | None = Field(None, ge=8)
+    progressive_size: int | None = Field(None, ge=4)
     """Side in pixels that the network sees all images at in the first part of a run; null is theirs throughout."""
     progressive_stop: Time = 0.5
     """From this epoch on it sees them in full: a fraction of the run or an epoch."""
