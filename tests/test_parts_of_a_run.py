@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ SECOND_EPOCH: dict[str, Any] = {"method": {"contrast_start": 1}}
 
 
 @pytest.fixture
-def shapes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, ...]]]:
+def shapes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Number and sides of the images of every pass in training through a network."""
     seen: list[tuple[int, ...]] = []
     before = Network.features
@@ -48,7 +47,7 @@ def shapes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, ...]]]:
         return before(self, images)
 
     monkeypatch.setattr(Network, "features", watched)
-    yield seen
+    return seen
 
 
 # Small images at first ------------------------------------------------------------------------------------------------

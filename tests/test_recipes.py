@@ -118,7 +118,7 @@ def test_the_list_says_whose_numbers_a_recipe_has(capsys: pytest.CaptureFixture[
     assert lines["npz/ce"].endswith("untuned defaults")
 
 
-# Recipes with a name of their own --------------------------------------------------------------------------------------
+# Recipes with a name of their own -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
