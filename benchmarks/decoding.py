@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.transforms import functional as vision
 
-from longtail.data import jpeg
+from longtail.data import cutting, jpeg
 from longtail.data.color import ColorJitter
 from longtail.data.geometry import Flip, ResizedCrop
 from longtail.data.views import View
@@ -40,7 +40,8 @@ SIZE, SCALE, BATCH = 224, (0.08, 1.0), 32
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 DEFINITIONS = {
-    "ours": "longtail.data.jpeg.read_windows with simplejpeg",
+    "ours": "longtail.data.jpeg.read_windows with simplejpeg: data.decoding=scaled",
+    "program, whole": "data.decoding=whole, the default: Pillow decodes the whole file and resizes the crop",
     "ours, pillow": "the same with Pillow's decoder",
     "pil": "PIL decodes the whole file; torchvision's RandomResizedCrop on the PIL image",
     "pil, draft": "the crop is drawn first, PIL drafts the file to the least size that serves it and resizes by box",
@@ -72,14 +73,14 @@ def write_files(folder: Path, width: int, height: int, count: int) -> list[Path]
 def draw_window(number: int, height: int, width: int) -> jpeg.Window:
     """The same window for every way of ours and for the draft, keyed by the image."""
     params = ResizedCrop(SIZE, SCALE).draw(torch.tensor([[height, width]]), generator("bench", "window", number))
-    return jpeg.windows_of(params)[0]
+    return jpeg.windows_of(params, SIZE)[0]
 
 
 def ours(decoder: str) -> Callable[[Path, int], Tensor]:
     """Crops by ``read_windows``."""
 
     def read(path: Path, number: int) -> Tensor:
-        return jpeg.read_windows(path, lambda *sides: [draw_window(number, *sides)], SIZE, decoder=decoder)[0]
+        return jpeg.read_windows(path, lambda *sides: [draw_window(number, *sides)], decoder=decoder)[0]
 
     return read
 
@@ -129,7 +130,15 @@ class Files(Dataset[Tensor]):
         return self.finish(self.read(self.paths[number], number))
 
 
+def program(path: Path, number: int) -> Tensor:
+    """What the program does by itself (data.decoding=whole): everything is decoded, the crop resized by Pillow."""
+    with Image.open(path) as image:
+        width, height = image.size
+    return cutting.tensor(cutting.read_squares(str(path), [draw_window(number, height, width)])[0])
+
+
 WAYS: dict[str, Callable[[Path, int], Any]] = {
+    "program, whole": program,
     "ours": ours("simplejpeg"),
     "ours, pillow": ours("pillow"),
     "pil": pil_crop,
@@ -139,7 +148,7 @@ WAYS: dict[str, Callable[[Path, int], Any]] = {
 
 def seconds(way: str, work: str, paths: Sequence[Path], workers: int) -> float:
     """Seconds for all files but those of the first batch of each worker."""
-    mine = way.startswith("ours")
+    mine = not way.startswith("pil")
     finish = (lambda x: x) if mine else (vision.pil_to_tensor if work == "crop" else PER_IMAGE)
     loader = DataLoader(Files(paths, WAYS[way], finish), BATCH, num_workers=workers)
     batches, began = iter(loader), 0.0

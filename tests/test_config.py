@@ -353,7 +353,7 @@ CHANGES += ["optim.milestones=[0.1]", "optim.decay=0.2", "optim.momentum=0.5", "
 CHANGES += ["optim.weight_decay=0", "data.overlap=0.5", "optim.accumulate=2", "optim.clip=1", "optim.ema=0.9"]
 CHANGES += ["optim.sam=0.05", "optim.patience=3", "run.precision=bfloat16", "method.label_smoothing=0.1"]
 CHANGES += ["data.on_error=skip", "data.image_column=file", "data.label_column=species", "data.split_column=split"]
-CHANGES += ["data.stream=true", "data.center_crop=0.875", "model.weights=weights.safetensors"]
+CHANGES += ["data.stream=true", "data.center_crop=0.875", "data.decoding=scaled", "model.weights=weights.safetensors"]
 CHANGES += ["model.freeze=all-but-2", "model.adapter_alpha=2", "model.adapter_layers=mlp", "optim.layer_decay=0.7"]
 CHANGES += ["test.flip=true", "test.tau_norm=1", "test.tau=0.5", "test.temperature=2"]
 

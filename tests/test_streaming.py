@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from longtail.data import cutting
+from longtail.data import cutting, jpeg
 from longtail.data.batch import DataNeeds
 from longtail.data.cutting import Draw, Part, Window, cut, read_squares
 from longtail.data.decoding import opened, to_rgb, upright_size
@@ -301,6 +301,70 @@ def _wait(seconds: float) -> None:
     time.sleep(seconds)
 
 
+# Files decoded no larger than needed ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 JPEGs and PNGs in 2 classes, up to ten times as large as SIZE, some of them turned."""
+    place = tmp_path_factory.mktemp("photographs")
+    for n in range(12):
+        exif = Image.Exif()
+        exif[0x0112] = 6 if n % 4 == 1 else 1
+        kind = "png" if n % 5 == 2 else "jpg"
+        pixels = np.linspace(0, 255, (60 + 3 * n) * (72 + n) * 3).astype(np.uint8).reshape(60 + 3 * n, 72 + n, 3)
+        file = place / "train" / "ab"[n % 2] / f"{n}.{kind}"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.sort(pixels, axis=1)).save(file, exif=exif, **({"quality": 95} if kind == "jpg" else {}))
+    return folder(place, test=[2, 2])
+
+
+def test_scaled_windows_are_those_of_the_whole_image_but_for_a_few_levels(photographs: Path) -> None:
+    whole, scaled = (
+        tensors(loader(streamed(photographs, decoding=decoding), "resized-crop", partner="resized-crop"), 0, 4)
+        for decoding in ("whole", "scaled")
+    )
+    views = [(a, b) for a, b in zip(whole, scaled, strict=True) if a.is_floating_point()]
+    assert len(views) == 7
+    for one, other in views:
+        assert not torch.equal(one, other)
+        assert float((one - other).abs().mean() * 255 * max(STD)) < 5  # half of a pixel is a 16th of the ramp
+    for one, other in zip(whole, scaled, strict=True):
+        assert one.is_floating_point() or torch.equal(one, other)
+
+
+def test_scaled_windows_do_not_depend_on_who_reads_or_on_where_a_run_begins(photographs: Path, processes: None) -> None:
+    train = streamed(photographs, decoding="scaled")
+    together = tensors(loader(train, "resized-crop", "resized-crop", workers=2), 0, 4)
+    read_by(0)
+    alone = tensors(loader(train, "resized-crop", "resized-crop"), 0, 4)
+    assert_same(alone, together)
+    assert_same(tensors(loader(train, "resized-crop", "resized-crop"), 3, 4), alone[-4:])
+
+
+def test_scaled_windows_are_the_same_without_simplejpeg(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = streamed(photographs, decoding="scaled")
+    expected = tensors(loader(train, "resized-crop"), 0, 4)
+    monkeypatch.setattr(jpeg, "simplejpeg", None)
+    assert_same(tensors(loader(train, "resized-crop"), 0, 4), expected)
+
+
+def test_what_is_evaluated_and_views_of_squares_are_decoded_whole(photographs: Path) -> None:
+    whole, scaled = (streamed(photographs, decoding=decoding) for decoding in ("whole", "scaled"))
+    assert isinstance(whole.images, ImageFiles)
+    assert isinstance(scaled.images, ImageFiles)
+    assert torch.equal(whole.images[:], scaled.images[:])
+    views = ("crop-flip", "resized-crop")  # one file serves both: it is decoded once, and whole
+    assert_same(tensors(loader(whole, *views), 0, 4), tensors(loader(scaled, *views), 0, 4))
+
+
+def test_a_scaled_file_that_cannot_be_read_is_named(photographs: Path, tmp_path: Path) -> None:
+    good = next((photographs / "train").rglob("*.jpg")).read_bytes()
+    (tmp_path / "half.jpg").write_bytes(good[: len(good) // 2])
+    draw = Draw(ResizedCrop(SIZE, scale=(0.2, 1.0)), (0, "view", 0, 0))
+    assert list(cut(Part([str(tmp_path / "half.jpg")], [0], 1, (draw,), scaled=True)).broken) == [0]
+
+
 # Sizes, squares, settings ---------------------------------------------------------------------------------------------
 
 
@@ -357,6 +421,9 @@ def test_settings_that_contradict_streaming_are_refused(root: Path) -> None:
     for more in ({"stream": True, "on_error": "skip"}, {"center_crop": 0.5, "on_error": "skip"}):
         with pytest.raises(ConfigError, match="on_error=skip"):
             open_data(settings("folder", root, **more))
+    with pytest.raises(ConfigError, match="decoding"):
+        open_data(settings("folder", root, stream=False, decoding="scaled"))
+    assert isinstance(load_files(settings("folder", root, decoding="scaled")).train.images, ImageFiles)
     with pytest.raises(ConfigError, match="center_crop"):
         open_data(settings("folder", root, stream=False, center_crop=0.5))
 

@@ -124,7 +124,8 @@ def _streams(settings: DataSettings, listing: Listing) -> bool:
     if settings.stream != "auto":
         return settings.stream
     size, count = settings.size or 0, sum(map(len, listing.splits.values()))
-    if settings.name not in BIG and settings.center_crop == 1 and 3 * size * size * count <= MAX_BYTES:
+    wanted = settings.center_crop != 1 or settings.decoding != "whole"
+    if settings.name not in BIG and not wanted and 3 * size * size * count <= MAX_BYTES:
         return False
     check_complete(settings.model_copy(update={"stream": True}))
     return True
@@ -141,7 +142,8 @@ def _streamed(settings: DataSettings, listing: Listing) -> Source:
         )
     sets = {}
     for split, entries in listing.splits.items():
-        images = ImageFiles([entry.path for entry in entries], settings.size or 0, settings.center_crop)
+        files, scaled = [entry.path for entry in entries], settings.decoding == "scaled"
+        images = ImageFiles(files, settings.size or 0, settings.center_crop, scaled=scaled)
         labels = torch.tensor([entry.label for entry in entries], dtype=torch.int64)
         sets[split] = ImageSet(images, labels, torch.arange(len(entries)), ids=[entry.id for entry in entries])
     known = BIG_LISTS.get(settings.name)

@@ -24,13 +24,15 @@ class ImageFiles:
     """Files of images that stand for their middle squares (N, 3, size, size) uint8, read when they are asked for.
 
     The square is ``share`` of the short side (see :func:`~longtail.data.squares.middle_square`). What is read arrives
-    on ``device``. Raises DataError naming the files that cannot be read.
+    on ``device``. ``scaled`` lets windows be read by :func:`~longtail.data.jpeg.read_windows`, which squares are not.
+    Raises DataError naming the files that cannot be read.
     """
 
     files: Sequence[str]
     size: int
     share: float = 1.0
     device: torch.device = _CPU
+    scaled: bool = False
 
     def __len__(self) -> int:
         return len(self.files)
@@ -69,12 +71,17 @@ class ImageFiles:
 
 
 def parts_of(
-    files: Sequence[str], cuts: tuple[Draw | Square, ...], places: Sequence[int] | None = None, batch: int | None = None
+    files: Sequence[str],
+    cuts: tuple[Draw | Square, ...],
+    places: Sequence[int] | None = None,
+    batch: int | None = None,
+    *,
+    scaled: bool = False,
 ) -> list[Part]:
     """The files of a batch in parts for the readers, in order; or those at ``places`` of one of ``batch`` images."""
     places = range(len(files)) if places is None else places
     starts = range(0, len(files), PART)
-    return [Part(files[i : i + PART], places[i : i + PART], batch or len(files), cuts) for i in starts]
+    return [Part(files[i : i + PART], places[i : i + PART], batch or len(files), cuts, scaled) for i in starts]
 
 
 def refuse_broken(parts: Sequence[Part], found: Sequence[Cut]) -> None:

@@ -69,6 +69,8 @@ class DataSettings(Settings):
     """Resize the images to this many pixels; null keeps their own."""
     stream: Literal["auto"] | bool = "auto"
     """Read image files when they are needed, not all at the start: auto does where they would take more than 4 GB."""
+    decoding: Literal["whole", "scaled"] = "whole"
+    """Of streamed files, for crops in training: whole; or a JPEG no larger than needed, faster, with other pixels."""
     center_crop: float = Field(1.0, gt=0, le=1)
     """Of streamed files: the middle square that is evaluated, as a share of the short side: 0.875 is 224 of 256."""
     download: bool = False
@@ -125,7 +127,7 @@ _OF_CSV = ("image_column", "label_column", "split_column")
 
 def _check_files(settings: DataSettings) -> None:
     """Raise ConfigError for keys of files that the data set has no use for, or a set of files without a size."""
-    of_files = ("on_error", "stream", "center_crop")
+    of_files = ("on_error", "stream", "center_crop", "decoding")
     for keys, names in ((of_files, FILES), (_OF_TABLES, ("list", "csv", *BIG)), (_OF_CSV, ("csv",))):
         given = [key for key in keys if getattr(settings, key) != DataSettings.model_fields[key].default]
         if given and settings.name not in names:
@@ -136,6 +138,8 @@ def _check_files(settings: DataSettings) -> None:
         raise ConfigError("Image files differ in size, so data.size is needed.", hint="The presets have one.")
     if settings.stream is False and settings.center_crop != 1:
         raise ConfigError("data.center_crop is for files that are read when they are needed, and data.stream is false.")
+    if settings.stream is False and settings.decoding != "whole":
+        raise ConfigError("data.decoding is for files that are read when they are needed, and data.stream is false.")
     if settings.stream is True and settings.on_error == "skip":
         raise ConfigError(
             "data.on_error=skip looks at all images before the first step, which data.stream does not.",

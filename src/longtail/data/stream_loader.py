@@ -79,7 +79,7 @@ class StreamLoader(Loader):
         cuts = tuple(self._first(self.views[role], (self.seed, purpose, n, step)) for n, role in enumerate(roles))
         own = self._own(len(indices))
         files = [self.files.files[i] for i in indices[own].tolist()]
-        parts = parts_of(files, cuts, own.tolist(), len(indices))
+        parts = parts_of(files, cuts, own.tolist(), len(indices), scaled=self.files.scaled)
         return _Request(parts, Asked(cut, parts))
 
     def _own(self, images: int) -> Tensor:
