@@ -124,18 +124,22 @@ def test_a_backbone_of_one_size_is_refused_by_name(key: str, method: str, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
-def test_asking_the_backbone_leaves_no_trace(tiny_npz: Path, tmp_path: Path) -> None:
-    """The same size as the images' is not asked for; a smaller one must not move batch-norm or any mode."""
-    train(tiny_config("ce", tiny_npz, tmp_path / "plain"))
-    whole = {"views": {"progressive_size": SIZE, "progressive_stop": 1.0}}
-    train(tiny_config("ce", tiny_npz, tmp_path / "whole", **whole))
-    method = build_method(load_config("npz/crt", settings_of("crt")), COUNTS, SIZE).train()
+@pytest.mark.parametrize("name", ["ce", "mislas"])
+def test_asking_the_backbone_leaves_no_trace(name: str) -> None:
+    """In mislas a frozen backbone has batch-norm alone in training mode."""
+    config = load_config(f"npz/{name}", settings_of(name, views={"progressive_size": 4}))
+    method = build_method(config, COUNTS, SIZE).train()
     before = {name: value.clone() for name, value in method.state_dict().items()}
     modes = [module.training for module in method.modules()]
-    config = load_config("npz/crt", {"views": {"progressive_size": 4}})
     assert progressive_size(config, method, SIZE, SIZE) == 4
     assert [module.training for module in method.modules()] == modes
     assert all(torch.equal(before[name], value) for name, value in method.state_dict().items())
+
+
+def test_the_size_that_images_have_changes_nothing(tiny_npz: Path, tmp_path: Path) -> None:
+    train(tiny_config("ce", tiny_npz, tmp_path / "plain"))
+    own = {"views": {"progressive_size": SIZE, "progressive_stop": 1.0}}
+    train(tiny_config("ce", tiny_npz, tmp_path / "whole", **own))
     assert outcome(tmp_path / "plain")["last"] == outcome(tmp_path / "whole")["last"]
 
 
@@ -312,6 +316,7 @@ def test_a_run_goes_on_bit_for_bit_on_either_side_of_the_switch(tiny_npz: Path, 
         ((3, 1), None, 12, {(15, 16), (5, 16), (15, 12), (5, 12)}),
         ((3, 4), 8, 12, {(5, 16), (10, 16), (10, 8), (5, 12), (10, 12)}),
         ((3,), 8, 8, {(5, 16), (10, 8), (15, 8)}),
+        ((3,), 12, 8, {(5, 16), (10, 12), (15, 8)}),
     ],
 )
 def test_what_is_compiled_is_what_full_batches_send_through(
