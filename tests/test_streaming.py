@@ -326,8 +326,8 @@ def test_scaled_windows_are_those_of_the_whole_image_but_for_a_few_levels(photog
     )
     views = [(a, b) for a, b in zip(whole, scaled, strict=True) if a.is_floating_point()]
     assert len(views) == 7
+    assert sum(not torch.equal(one, other) for one, other in views) >= 4
     for one, other in views:
-        assert not torch.equal(one, other)
         assert float((one - other).abs().mean() * 255 * max(STD)) < 5  # half of a pixel is a 16th of the ramp
     for one, other in zip(whole, scaled, strict=True):
         assert one.is_floating_point() or torch.equal(one, other)
