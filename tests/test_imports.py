@@ -22,7 +22,7 @@ LAYERS = [
     ["data", "models", "losses", "mixing", "metrics", "saliency"],
     ["methods"],
     ["config", "training_settings", "device", "scoring"],
-    ["rundir", "jobdir", "optim", "averaging", "updating", "faults", "recipes"],
+    ["rundir", "exported", "jobdir", "optim", "averaging", "updating", "faults", "recipes"],
     ["state", "priors", "profiles", "evaluate", "interrupts", "listeners", "trackers"],
     ["detection"],
     ["starting", "description", "guarding"],

@@ -83,20 +83,23 @@ def train(
 
 @app.command("eval")
 def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or a folder made by export.")],
     settings: Settings = None,
 ) -> None:
-    """Evaluate a trained run again; which=best takes the best epoch's weights, data.path=... moved images."""
+    """Evaluate trained weights again; which=best takes the best epoch's, data.path=... says where images are now."""
     from longtail.api import evaluate_run
     from longtail.display import evaluation_table
     from longtail.layers import parse_assignments
 
     values = parse_assignments(settings or [])
     which = str(values.pop("which", "last"))
-    data, evaluation, notes = evaluate_run(run, which, values)
-    for note in notes:
+    found = evaluate_run(run, which, values)
+    for note in found.notes:
         typer.echo(f"note: {note}")
-    _console().print(evaluation_table(evaluation.numbers(), which, data.evaluated_on, len(evaluation.targets)))
+    images = len(found.evaluation.targets)
+    _console().print(evaluation_table(found.evaluation.numbers(), found.which, found.data.evaluated_on, images))
+    if found.verdict:
+        typer.echo(found.verdict)
 
 
 @app.command()
