@@ -299,7 +299,7 @@ def test_a_run_begins_with_the_weights_of_an_exported_folder_wherever_it_is(
         assert torch.equal(value, own[name]), name
     (path / "model.safetensors").write_bytes(b"spoiled")
     with pytest.raises(RunError, match="digest"):
-        begin(method, config)
+        begin(method, config[0])
 
 
 def test_a_folder_exported_from_a_run_that_chose_on_val_answers_with_what_was_chosen(tmp_path: Path) -> None:

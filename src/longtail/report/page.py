@@ -59,7 +59,7 @@ def write_report(run_dir: Path, out: Path | None = None, baseline: Path | None =
         "classes": findings.class_table(run, found),
         "environment": findings.flattened(run.description, ("class_counts", "data.class_names", "command", "schema")),
     }
-    return _write_page(page, "template.html", content)
+    return _write_page(page, "run.html", content)
 
 
 def _about(run: FinishedRun) -> dict[str, Any]:
