@@ -8,6 +8,7 @@ import hashlib
 import importlib.util
 import json
 import math
+import re
 import shlex
 import struct
 import sys
@@ -350,6 +351,29 @@ def test_the_page_has_the_headline_numbers_of_the_last_epoch(run_dir: Path, page
 
 
 @pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize(("split", "shown"), [("held-out", "held-out images"), ("train", "training images")])
+def test_images_that_are_no_test_images_are_not_called_so(tmp_path: Path, split: str, shown: str) -> None:
+    run, other = (
+        fake_run(tmp_path / name, method=name, counts=[300, 60, 8], selected_on=split) for name in ("ce", "bcl")
+    )
+    for path in (
+        write_report(run, tmp_path / "one.html", baseline=other),
+        write_comparison([run, other], tmp_path / "several.html"),
+    ):
+        text = Page(path).text
+        assert not re.search("test images?", text, re.IGNORECASE), path
+        assert shown in text
+    assert "test image" not in (tmp_path / "one.html").read_text()
+
+
+def test_the_page_says_what_the_groups_are_and_which_rest_on_few_images(tmp_path: Path) -> None:
+    text = Page(write_report(fake_run(tmp_path / "a", counts=[300, 60, 8, 5], tested=20))).text
+    assert "Many: classes of more than 100 training images; medium: 20 to 100; few: fewer than 20." in text
+    assert "It rests on few test images: many on 20, medium on 20, few on 40." in text
+    text = Page(write_report(fake_run(tmp_path / "b", counts=[300, 60, 8, 5], tested=50))).text
+    assert "rests on few" not in text
+
+
 def test_the_best_epoch_is_labelled_with_what_selected_it(page: Page, tmp_path: Path) -> None:
     assert "(best epoch, selected on test)" in page.text
     other = write_report(fake_run(tmp_path / "run", counts=[300, 30, 3], selected_on="val"))

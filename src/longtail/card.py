@@ -9,6 +9,7 @@ from typing import Any
 
 from longtail.config import Config
 from longtail.data.longtail import ClassStats
+from longtail.data.prepare import images_of
 from longtail.data.settings import WITHOUT_PATH
 from longtail.methods import METHODS
 
@@ -69,7 +70,7 @@ def _numbers(about: Mapping[str, Any]) -> str:
     results = about["results"]
     if results is None:
         return "The run had not finished when it was exported: there are no results."
-    said = f"Accuracies are on the {about['evaluated_on']} images: of a group the mean over its classes, of all "
+    said = f"Accuracies are on the {images_of(about['evaluated_on'])}: of a group the mean over its classes, of all "
     said += f"top-1 over images. Epoch {results['epoch']}, counted from 0."
     if "selected_on" in results:
         said += f" The epoch was chosen on {results['selected_on']}."

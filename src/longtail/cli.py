@@ -51,8 +51,8 @@ def _console() -> Console:
     from rich.console import Console
 
     console = Console()
-    # A pipe or a file has no width of its own; rich would wrap the tables at 80.
-    return console if console.is_terminal else Console(width=120)
+    # A pipe or a file has no width of its own; rich would wrap the tables at 80, unless COLUMNS says how wide.
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=120)
 
 
 def _split(target: str | None, settings: list[str] | None) -> tuple[str | None, list[str]]:
@@ -107,7 +107,7 @@ def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="One run folder, or several to compare.")],
     out: Annotated[Path | None, typer.Option(help="The page to write.")] = None,
     baseline: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="A run that the others are set against, on the same test images.")
+        Path | None, typer.Option(metavar="RUN", help="A run that the others are set against, on the same images.")
     ] = None,
 ) -> None:
     """Write a run's report page, or a page that compares several runs."""
