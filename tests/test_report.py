@@ -794,6 +794,20 @@ def test_comparison_page_has_a_line_per_run_and_says_who_is_best_on_the_tail(run
     assert rows[0]["said"] == f"500 training images · cross-entropy {theirs} · concutmix {ours}"
 
 
+def test_what_all_runs_have_in_common_stands_once_over_the_table(tmp_path: Path) -> None:
+    counts = [300, 60, 8]
+    runs = [fake_run(tmp_path / name, method=name, counts=counts, epochs=7, seed=3) for name in ("ce", "bcl")]
+    text = Page(write_comparison(runs, tmp_path / "page.html")).text
+    assert "last epoch of each run of 7 · seed 3 · evaluated on test" in text
+    heads = text[text.index("method") :].partition("image passes")[0]
+    assert "epochs" not in heads
+    assert "seed" not in heads
+    runs.append(fake_run(tmp_path / "other", method="ce", counts=counts, epochs=9, seed=4))
+    text = Page(write_comparison(runs, tmp_path / "page.html")).text
+    assert "last epoch of each run · evaluated on test" in text
+    assert "method epochs seed top-1" in text
+
+
 def test_classes_of_other_names_or_order_are_not_set_side_by_side(run_dir: Path, tmp_path: Path) -> None:
     other = fake_run(tmp_path / "other", counts=[300, 30, 3])
     found = Page(write_comparison([other, run_dir], tmp_path / "page.html"))

@@ -183,10 +183,11 @@ def reliability(run: FinishedRun, bins: int = 15) -> list[Reliability]:
 def reliability_sentence(found: Sequence[Reliability]) -> str:
     """Whether the network is too sure of itself, over all and where most."""
     whole, worst = found[0], max(found[1:], key=lambda entry: entry.ece)
-    said = "sure" if whole.surplus > 0 else "unsure"
+    side = "above" if whole.surplus > 0 else "below"
     return (
-        f"On average the network is {percent(abs(whole.surplus))} too {said}; the calibration error is "
-        f"{percent(whole.ece)} over all images and largest on {worst.name}-shot classes, {percent(worst.ece)}."
+        f"On average the probability of the answer is {100 * abs(whole.surplus):.1f} points {side} the share that is "
+        f"right; the calibration error is {percent(whole.ece)} over all images and largest on {worst.name}-shot "
+        f"classes, {percent(worst.ece)}."
     )
 
 

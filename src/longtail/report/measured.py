@@ -59,6 +59,9 @@ class Measured:
 def measure(run: FinishedRun, pairs: Sequence[Confusion]) -> Measured:
     """Everything that needs the run's images or weights; never raises."""
     made = Measured()
+    if run.results.get("dataset") == "arrays":
+        made.notes.append("The images came from Python and are not in the run folder: the page is without pictures.")
+        return made
     opened = made.attempt("Images and feature space", lambda: finished_model(run.path))
     if opened is None:
         return made
