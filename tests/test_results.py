@@ -26,6 +26,17 @@ def test_results_page_is_what_make_results_writes(keeper: dict[str, Any]) -> Non
     assert (ROOT / "docs" / "results.md").read_text() == made, "run `make results` and commit docs/results.md"
 
 
+def test_every_row_of_results_in_the_readme_is_one_of_the_results_page() -> None:
+    text = (ROOT / "README.md").read_text().partition("<!-- result -->")[2].partition("<!-- end of result -->")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.strip().splitlines()]
+    page = [
+        [cell.strip() for cell in line.split("|")] for line in (ROOT / "docs" / "results.md").read_text().splitlines()
+    ]
+    assert len(rows) > 3
+    for row in rows[2:]:
+        assert any(cells[1:3] == row[:2] and set(row) <= set(cells) for cells in page), row
+
+
 def test_committed_results_name_no_place_on_a_disk() -> None:
     for path in [*(ROOT / "results").rglob("*"), *(ROOT / "weights").rglob("*")]:
         if path.suffix in (".yaml", ".json", ".txt", ".csv", ".jsonl"):
