@@ -128,6 +128,10 @@ OF_PAGE: dict[str, dict[str, Callable[[Path], None]]] = {"docs/taking-away.md": 
 """What a page speaks of as if it were there."""
 
 
+NEEDS = {"docs/trackers.md": ("tensorboard", "mlflow")}
+"""Packages of extras without which a page cannot be followed."""
+
+
 def furnish(page: str, folder: Path) -> None:
     """Make what the commands and blocks of a page name, and the folders of a clone."""
     text = "\n".join(block.text for block in blocks(page))
@@ -227,6 +231,8 @@ def here(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lau
 
 
 def follow(page: str, folder: Path, launch: Launcher, *, short: bool) -> None:
+    for package in NEEDS.get(page, ()):
+        pytest.importorskip(package, reason=f"{page} needs the extra {package!r}")
     furnish(page, folder)
     reader = Reader(folder, launch, short)
     followed = [block for block in blocks(page) if block.not_run is None and block.language in CHECKED]

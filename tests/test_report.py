@@ -354,7 +354,8 @@ def test_the_page_has_the_headline_numbers_of_the_last_epoch(run_dir: Path, page
 @pytest.mark.parametrize(("split", "shown"), [("held-out", "held-out images"), ("train", "training images")])
 def test_images_that_are_no_test_images_are_not_called_so(tmp_path: Path, split: str, shown: str) -> None:
     run, other = (
-        fake_run(tmp_path / name, method=name, counts=[300, 60, 8], selected_on=split) for name in ("ce", "bcl")
+        fake_run(tmp_path / name, method=name, counts=[300, 60, 8, 5], selected_on=split, untested=[3])
+        for name in ("ce", "bcl")
     )
     for path in (
         write_report(run, tmp_path / "one.html", baseline=other),
@@ -798,7 +799,7 @@ def test_what_all_runs_have_in_common_stands_once_over_the_table(tmp_path: Path)
     counts = [300, 60, 8]
     runs = [fake_run(tmp_path / name, method=name, counts=counts, epochs=7, seed=3) for name in ("ce", "bcl")]
     text = Page(write_comparison(runs, tmp_path / "page.html")).text
-    assert "last epoch of each run of 7 · seed 3 · evaluated on test" in text
+    assert "cifar100 · last of 7 epochs · seed 3 · evaluated on test" in text
     heads = text[text.index("method") :].partition("image passes")[0]
     assert "epochs" not in heads
     assert "seed" not in heads

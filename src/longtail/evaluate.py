@@ -180,7 +180,7 @@ def compare_numbers(here: Mapping[str, Any], there: Mapping[str, Any], images: i
     Top-1 counts images and the groups are means of such counts, so equal means to the image. Another processor or
     another number of threads adds in another order, and may turn an image whose two best classes are nearly level.
     """
-    names = list(REPEATED.values())
+    names = [shown for name, shown in REPEATED.items() if here[name] is not None]
     other = [
         name
         for name in REPEATED
