@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from longtail.exported import portable_command
+from longtail.runs.exported import portable_command
 from longtail.study import read_study
 from longtail.study.cells import Finder, study_cells
 from longtail.study.table import study_results

@@ -14,7 +14,8 @@ import longtail
 from longtail.api import evaluate_run
 from longtail.data import from_arrays
 from longtail.errors import ConfigError, DataError, StoppedError
-from longtail.training import train
+from longtail.evaluation.evaluate import compare_numbers
+from longtail.training.loop import train
 from tiny import KilledError, Recorder, outcome, settings_of, tiny_config, write_npz
 
 
@@ -119,6 +120,13 @@ def test_numbers_that_are_not_those_of_the_run_are_told_with_the_images_between(
     assert "2 of 12 images" in verdict
     assert "many" not in verdict, "it is equal"
     assert "equal" in evaluate_run(tmp_path / "run", "best").verdict
+
+
+def test_a_group_without_classes_is_not_said_to_be_equal() -> None:
+    numbers = {"top1": 0.25, "many": None, "medium": 0.5, "few": 0.0}
+    assert (
+        compare_numbers(numbers, numbers, 8, "the run") == "top-1, medium and few equal those of the run, to the image."
+    )
 
 
 def test_other_images_are_noted_and_compared_with_nothing(finished_run: longtail.Run, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from longtail.data.prepare import images_of
-from longtail.metrics import expected_calibration_error, thirds, wilson_interval
+from longtail.evaluation.metrics import expected_calibration_error, thirds, wilson_interval
 from longtail.report.folder import GROUPS, ClassRow, FinishedRun
 from longtail.settings import resolve_time
 
@@ -158,8 +158,8 @@ class Reliability:
 def reliability(run: FinishedRun, bins: int = 15) -> list[Reliability]:
     """Calibration of all evaluated images and of each group's, from predictions.csv; empty without it.
 
-    Bins are those of :func:`longtail.metrics.expected_calibration_error`; the line leaves out bins of fewer than five
-    images, the error does not.
+    Bins are those of :func:`longtail.evaluation.metrics.expected_calibration_error`; the line leaves out bins of fewer
+    than five images, the error does not.
     """
     if run.predictions is None or not len(run.predictions.targets):
         return []

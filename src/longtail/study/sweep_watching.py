@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.markup import escape
 from rich.table import Table
 
-from longtail.display import clock
 from longtail.study.cells import Cell
 from longtail.study.journal import Drawn
 from longtail.study.search_file import METRICS
+from longtail.study.search_plan import SearchPlan
 from longtail.study.sweep_tables import best_first, shown
 from longtail.study.watching import StudyLines, StudyTable, last_epoch
-
-if TYPE_CHECKING:
-    from longtail.study.sweep import SearchPlan
+from longtail.training.display import clock
 
 ROWS = 10
 """Of the live table: the best trials so far."""

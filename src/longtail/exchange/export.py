@@ -19,15 +19,15 @@ from safetensors.torch import save as serialize_tensors
 from torch import Tensor, nn
 
 import longtail
-from longtail.card import model_card
 from longtail.errors import ConfigError, ResourceError, RunError, unknown_name
-from longtail.exported import ABOUT, CARD, EXPORT_SCHEMA, WEIGHTS, portable_command, without_paths
+from longtail.exchange.card import model_card
 from longtail.files import disk_error, write_atomic
 from longtail.losses import logit_adjustment
 from longtail.methods import Method
 from longtail.models.adapters import merge_adapters
-from longtail.predict import Model, training_only
+from longtail.prediction.predict import Model, training_only
 from longtail.rng import generator
+from longtail.runs.exported import ABOUT, CARD, EXPORT_SCHEMA, WEIGHTS, portable_command, without_paths
 
 CHECKED = 256
 """Images on which what was exported has to agree with the network."""
