@@ -153,6 +153,16 @@ def table_of_study(name: str) -> list[str]:
     return [*lines, "", "Command:", "", "```", command, "```"]
 
 
+def label_table(measured: Path) -> list[str]:
+    """What benchmarks/omega_study.py measured of the labels of a study's runs; nothing without its file."""
+    if not measured.is_file():
+        return []
+    table = runpy.run_path(str(ROOT / "benchmarks" / "omega_study.py"))["table"]
+    about = "What rectification does to the labels of the mixed images, in percent of them or of their mass:"
+    command = "python benchmarks/omega_study.py labels RUN RUN ... --out labels.json"
+    return ["", about, "", *table(json.loads(measured.read_text())), "", "```", command, "```"]
+
+
 def saliency_tables() -> list[str]:
     """What benchmarks/saliency_study.py measured, with what README.md beside it says."""
     study = runpy.run_path(str(ROOT / "benchmarks" / "saliency_study.py"))
@@ -174,7 +184,7 @@ def page() -> str:
         title = about.read_text().strip() if about.is_file() else f"## {study.name}"
         with_file = (STUDIES / f"{study.name}.yaml").is_file()
         table = table_of_study(study.name) if with_file else study_table(runs)
-        parts.append("\n".join([title, "", *table]) + "\n")
+        parts.append("\n".join([title, "", *table, *label_table(study / "labels.json")]) + "\n")
     if SALIENCY.is_dir():
         parts.append("\n".join(saliency_tables()))
     if SPEED.is_file():
