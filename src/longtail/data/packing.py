@@ -27,6 +27,7 @@ from longtail.data.shard_index import INDEX, save_index
 from longtail.errors import ConfigError, ResourceError
 from longtail.files import disk_error
 
+MEGABYTE = 2**20
 MEGABYTES = 512
 """Of a shard, unless its images are fewer."""
 
@@ -70,7 +71,7 @@ def pack(settings: DataSettings, out: Path, megabytes: int = MEGABYTES, say: Say
     if settings.on_error == "skip":
         listing = leave_out(listing, say)
     with _new_folder(out) as folder:
-        written = _Writer(folder, listing, megabytes * 2**20, say)
+        written = _Writer(folder, listing, megabytes * MEGABYTE, say)
         splits = {split: written.split(split, entries) for split, entries in listing.splits.items()}
         refuse_broken(written.broken, written.total)
         made = dataclasses.replace(listing, splits=splits)

@@ -28,6 +28,8 @@ SCHEMA = 1
 _COLUMNS = ("split", "shard", "start", "size", "check", "label")
 _TEXTS = ("member", "id")
 _UNCHECKED = -1
+_HEX = 32
+"""Digits of the digest, which the description begins with."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +105,7 @@ def save_index(path: Path, listing: Listing, root: Path) -> None:
         "notes": listing.notes,
     }
     text = json.dumps(about)
-    write_atomic(path, save(arrays, metadata={"about": text, "digest": _digest(arrays, text)}))
+    write_atomic(path, save(arrays, metadata={"index": _digest(arrays, text) + text}))
 
 
 def read_index(path: Path) -> Index:
@@ -113,8 +115,9 @@ def read_index(path: Path) -> Index:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        text = metadata.get("about", "")
-        if _digest(arrays, text) != metadata.get("digest"):
+        said = metadata.get("index", "")  # in one: several are written in any order
+        claimed, text = said[:_HEX], said[_HEX:]
+        if _digest(arrays, text) != claimed:
             raise DataError(f"{path} is damaged: its digest does not fit.", hint=hint)
         about = json.loads(text)
         if about["schema"] > SCHEMA:
@@ -190,7 +193,7 @@ def _what_is_wrong(index: Index) -> str | None:
 
 
 def _digest(arrays: Mapping[str, NDArray[Any]], about: str) -> str:
-    digest = hashlib.blake2b(about.encode(), digest_size=16)
+    digest = hashlib.blake2b(about.encode(), digest_size=_HEX // 2)
     for name in sorted(arrays):
         digest.update(f"\0{name}\0".encode())
         digest.update(np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8).data)
