@@ -140,8 +140,8 @@ class Reliability:
 def reliability(run: FinishedRun, bins: int = 15) -> list[Reliability]:
     """Calibration of all test images and of each group's, from predictions.csv; empty without it.
 
-    Bins are those of :func:`longtail.evaluation.metrics.expected_calibration_error`; the line leaves out bins of fewer than five
-    images, the error does not.
+    Bins are those of :func:`longtail.evaluation.metrics.expected_calibration_error`; the line leaves out bins of fewer
+    than five images, the error does not.
     """
     if run.predictions is None or not len(run.predictions.targets):
         return []
