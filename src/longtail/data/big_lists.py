@@ -107,7 +107,8 @@ def list_big(settings: DataSettings) -> Listing:
 
 def compared(known: BigList, listing: Listing) -> Listing:
     """A listing under the name of the published one, with a note in what it differs from that."""
-    return dataclasses.replace(listing, name=known.title, notes=[*listing.notes, *differences(known, listing)])
+    said = [note for note in differences(known, listing) if note not in listing.notes]  # as that of a packed list is
+    return dataclasses.replace(listing, name=known.title, notes=[*listing.notes, *said])
 
 
 def differences(known: BigList, listing: Listing) -> list[str]:

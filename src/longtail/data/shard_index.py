@@ -172,6 +172,8 @@ def _what_is_wrong(index: Index) -> str | None:
             part in ("", ".", "..") or set(part) & set("\\:\0") for part in parts
         ):
             return "a shard's name is not that of a tar file below its folder"
+    if not all(0 <= size < 2**62 for _, size in index.shards):
+        return "a shard's size is out of range"
     sizes = np.array([size for _, size in index.shards], np.int64)
     within = {
         "split": len(SPLITS),
