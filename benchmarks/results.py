@@ -31,6 +31,7 @@ STUDIES = ROOT / "studies"
 PAGE = ROOT / "docs" / "results.md"
 SALIENCY = RESULTS / "saliency"
 SPEED = RESULTS / "speed" / "throughput.json"
+MEMORY = RESULTS / "memory" / "inat18-concutmix.json"
 KEPT = ("results.json", "per_class.csv", "metrics.jsonl")
 
 INTRODUCTION = """# Results
@@ -190,6 +191,9 @@ def page() -> str:
     if SPEED.is_file():
         table = runpy.run_path(str(ROOT / "benchmarks" / "speed_table.py"))["speed_table"]
         parts.append("\n".join(table(json.loads(SPEED.read_text()))) + "\n")
+    if MEMORY.is_file():
+        table = runpy.run_path(str(ROOT / "benchmarks" / "memory.py"))["memory_table"]
+        parts.append("\n".join(table(json.loads(MEMORY.read_text()))) + "\n")
     return "\n".join(parts)
 
 
