@@ -13,10 +13,10 @@ from longtail.data.open import open_data
 from longtail.data.prepare import Prepared
 from longtail.device import resolve_device
 from longtail.distributed import is_first, job, leave
+from longtail.ending import stoppable
 from longtail.errors import ConfigError, DataError
 from longtail.evaluate import Evaluation, evaluate
 from longtail.files import read_json
-from longtail.interrupts import stop_signals
 from longtail.listeners import Listener, Silent
 from longtail.predict import load
 from longtail.recipes import load_config
@@ -121,11 +121,8 @@ def run_config(
     if not first:
         return Run(out, results)
     if not (out / "report.html").is_file():
-        # A signal now would throw away a page of a few seconds' work and no training: the page is written first.
-        with stop_signals() as stop:
+        with stoppable():  # at once: with --resume the run is found finished and its page is written
             write_report(out)
-        if stop.requested:
-            raise stop.error(out)
     return Run(out)
 
 
