@@ -40,7 +40,7 @@ SECONDS = 1800
 
 OWN_TESTS: dict[str, tuple[str, ...]] = {
     "rundir": ("test_rundir",),
-    "state": ("test_rundir", "test_resume"),
+    "state": ("test_state", "test_rundir", "test_resume"),
     "data.sampling": ("test_sampling",),
     "losses.classification": ("test_losses",),
     "losses.contrastive": ("test_contrastive",),
