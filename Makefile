@@ -8,7 +8,7 @@ EXTRA ?= dev
 CONSTRAINTS ?= constraints.txt
 JOBS ?= 2
 
-.PHONY: demo test test-slow check bench docs results clean
+.PHONY: demo test test-slow coverage check bench docs results clean
 
 # A .venv is good if it was made by this Python, for these requirements, at this place, and still imports.
 WANTED = $(shell cat pyproject.toml $(CONSTRAINTS) Makefile | cksum) $(shell $(PYTHON) -c 'import sys; print(sys.version_info[:2], sys.base_prefix)') $(CURDIR)
@@ -40,6 +40,13 @@ test: check  ## every check and the default tests
 test-slow: $(STAMP)  ## kills, fuzz, accuracy
 	$(BIN)/python -m pytest -q -m slow
 
+coverage: $(STAMP)  ## lines and branches that the default and the slow tests run, and whether they are enough
+	rm -f .coverage .coverage.*
+	$(BIN)/python -m coverage run -m pytest -q -n $(JOBS) -o timeout=1800
+	$(BIN)/python -m coverage run -m pytest -q -m slow -o timeout=1800 --ignore tests/test_speed.py
+	$(BIN)/python -m coverage combine -q
+	$(BIN)/python benchmarks/covered.py
+
 bench: $(STAMP)  ## the real step beside the bare network
 	$(BIN)/python benchmarks/throughput.py
 
@@ -51,4 +58,4 @@ results: $(STAMP)  ## docs/results.md from results/
 	$(BIN)/python benchmarks/results.py table
 
 clean:
-	rm -rf $(VENV) runs/demo docs/_build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) runs/demo docs/_build .mypy_cache .ruff_cache .pytest_cache .coverage .coverage.*
