@@ -100,6 +100,13 @@ def test_a_run_is_made_below_folders_that_are_not_there_yet(tmp_path: Path) -> N
     assert (tmp_path / "a" / "b" / "run" / "run.json").is_file()
 
 
+def test_making_a_run_that_is_there_changes_nothing(tmp_path: Path) -> None:
+    run = run_with(tmp_path / "run", 3)
+    before = files_of(run.path)
+    RunDir(run.path).create()
+    assert files_of(run.path) == before
+
+
 def test_what_is_synced_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A crash after fsync finds all that was written before it: nothing waits in a buffer of this process."""
     run = run_with(tmp_path / "run")
