@@ -14,7 +14,7 @@ from longtail.methods.smcl import SMCL
 from longtail.models import build_backbone
 from longtail.recipes import load_config, recipe_source
 from longtail.settings import resolve_time
-from longtail.state import build_method
+from longtail.training.state import build_method
 
 METHODS = ("ce", "balanced-softmax", "bcl", "concutmix", "smcl")
 

@@ -13,12 +13,12 @@ from unittest import mock
 
 import torch
 
-import longtail.training
+import longtail.training.loop
 from longtail.data.loader import Loader
 from longtail.methods import Method
 from longtail.models.network import Network
-from longtail.rundir import RunDir
-from longtail.state import RunState
+from longtail.runs.rundir import RunDir
+from longtail.training.state import RunState
 
 PARTS = {
     "augment": "making the batch: order, views, partner",

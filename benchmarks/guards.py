@@ -17,15 +17,15 @@ import torch
 from longtail.config import Config
 from longtail.data.batch import Batch, Progress
 from longtail.data.open import open_data
-from longtail.guarding import Guard
-from longtail.listeners import Silent
 from longtail.methods import Method
-from longtail.optim import build_optimizer
 from longtail.recipes import load_config
 from longtail.rng import generator
-from longtail.rundir import RunDir
-from longtail.state import RunState, build_method, snapshot
-from longtail.updating import gradient_norm
+from longtail.runs.rundir import RunDir
+from longtail.training.guarding import Guard
+from longtail.training.listeners import Silent
+from longtail.training.optim import build_optimizer
+from longtail.training.state import RunState, build_method, snapshot
+from longtail.training.updating import gradient_norm
 
 CLASSES, PIXELS = 100, 32
 

@@ -16,9 +16,9 @@ from longtail.config import Config
 from longtail.data.batch import Batch
 from longtail.data.loader import Loader
 from longtail.data.prepare import Prepared
-from longtail.optim import build_optimizer
-from longtail.state import build_method
-from longtail.updating import update
+from longtail.training.optim import build_optimizer
+from longtail.training.state import build_method
+from longtail.training.updating import update
 
 
 class Blur:

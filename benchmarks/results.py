@@ -21,12 +21,12 @@ from typing import Any
 
 import yaml
 
-from longtail.rundir import Checkpoint, RunDir
-from longtail.state import model_part
+from longtail.runs.rundir import Checkpoint, RunDir
 from longtail.study import read_study
 from longtail.study.cells import Finder, study_cells
 from longtail.study.table import study_results
 from longtail.study.writing import markdown
+from longtail.training.state import model_part
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"

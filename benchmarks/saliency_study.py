@@ -33,7 +33,7 @@ from longtail.errors import ConfigError, LongtailError
 from longtail.explain import background_votes, mask_hits, salient_peaks
 from longtail.explain.backgrounds import finished_model
 from longtail.mixing import boxes_around, erase
-from longtail.predict import Model
+from longtail.prediction.predict import Model
 from longtail.saliency import fine_grained
 from longtail.saliency.detectors import DETECTORS
 from longtail.study.statistics import spread

@@ -24,7 +24,7 @@ from longtail.layers import parse_assignments
 from longtail.methods import Batch, Method, Progress
 from longtail.recipes import load_config
 from longtail.rng import generator
-from longtail.state import build_method
+from longtail.training.state import build_method
 
 
 @dataclass(frozen=True)

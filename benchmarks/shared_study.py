@@ -25,17 +25,17 @@ from typing import Any
 
 from longtail.config import Config
 from longtail.data.open import open_data
-from longtail.detection import digest
 from longtail.errors import StoppedError
 from longtail.layers import parse_assignments
-from longtail.listeners import Silent
-from longtail.rundir import RunDir
+from longtail.runs.rundir import RunDir
 from longtail.settings import resolve_time
-from longtail.starting import build_views, find_peaks
-from longtail.state import build_method
 from longtail.study import plan_study
 from longtail.study.cells import Cell
-from longtail.training import train
+from longtail.training.detection import digest
+from longtail.training.listeners import Silent
+from longtail.training.loop import train
+from longtail.training.starting import build_views, find_peaks
+from longtail.training.state import build_method
 
 LATE: dict[str, tuple[frozenset[str], str, int]] = {
     "concutmix": (frozenset({"omega", "topk"}), "rectify_start", 1),

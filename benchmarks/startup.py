@@ -41,9 +41,9 @@ def first_steps(config: Path, steps: int) -> dict[str, float]:
 
 def main() -> None:
     """Train by the configuration file given, say when the first step is done, and leave after some more."""
-    from longtail.listeners import Silent
     from longtail.recipes import load_config
-    from longtail.training import train
+    from longtail.training.listeners import Silent
+    from longtail.training.loop import train
 
     class EnoughError(Exception):
         pass

@@ -35,13 +35,13 @@ from longtail.data import class_counts
 from longtail.data.loader import Loader
 from longtail.data.open import open_data
 from longtail.data.prepare import Prepared
-from longtail.listeners import Silent
 from longtail.models import build_backbone
 from longtail.recipes import load_config
 from longtail.rng import generator, numpy_generator
-from longtail.starting import build_views, find_peaks
-from longtail.state import build_method
-from longtail.training import train
+from longtail.training.listeners import Silent
+from longtail.training.loop import train
+from longtail.training.starting import build_views, find_peaks
+from longtail.training.state import build_method
 from ordinary import OrdinaryRun
 from startup import first_steps, seconds_of_help
 

@@ -16,19 +16,19 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-import longtail.scoring as scoring
+import longtail.evaluation.scoring as scoring
 from longtail.data.loader import Loader
 from longtail.data.open import open_data
-from longtail.distributed import gather_rows, job, like_first, rank, replicated
 from longtail.layers import merge
-from longtail.listeners import Silent
 from longtail.losses import logit_adjustment
 from longtail.methods import METHODS
-from longtail.optim import build_optimizer
+from longtail.processes.distributed import gather_rows, job, like_first, rank, replicated
 from longtail.rng import generator
-from longtail.starting import build_views, find_peaks, share_out
-from longtail.state import build_method
-from longtail.updating import own_images, update, wants_partner
+from longtail.training.listeners import Silent
+from longtail.training.optim import build_optimizer
+from longtail.training.starting import build_views, find_peaks, share_out
+from longtail.training.state import build_method
+from longtail.training.updating import own_images, update, wants_partner
 from tiny import tiny_config
 
 MASKED = {"mask_start": 0, "mask_probability": 0.7}

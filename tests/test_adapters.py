@@ -17,12 +17,12 @@ import longtail
 from longtail.api import run_config
 from longtail.cli import main
 from longtail.errors import ConfigError, RunError, StoppedError
-from longtail.export import export
+from longtail.exchange.export import export
 from longtail.models.adapters import AdaptedAttention, AdaptedLinear, add_adapters, merge_adapters
 from longtail.models.network import ModelSettings, Network
 from longtail.recipes import load_config
 from longtail.rng import generator, keyed_global_rng
-from longtail.training import train
+from longtail.training.loop import train
 from tiny import At, outcome, read_test_images, tiny_config
 
 RANK = 3

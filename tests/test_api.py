@@ -11,7 +11,7 @@ import longtail
 from longtail.api import evaluate_run
 from longtail.data import from_arrays
 from longtail.errors import ConfigError, DataError
-from longtail.training import train
+from longtail.training.loop import train
 from tiny import KilledError, Recorder, outcome, settings_of, tiny_config
 
 

@@ -14,13 +14,13 @@ from torch import Tensor
 from longtail.api import run_config
 from longtail.config import build_config
 from longtail.errors import ConfigError, RunError
-from longtail.export import export
+from longtail.exchange.export import export
 from longtail.layers import merge
 from longtail.methods import METHODS
 from longtail.models import build_backbone
 from longtail.models.network import ModelSettings, Network
 from longtail.models.weights import load_backbone
-from longtail.predict import load
+from longtail.prediction.predict import load
 from longtail.recipes import load_config
 from longtail.rng import generator
 from longtail.saliency.model import attention_rollout

@@ -23,9 +23,9 @@ from longtail.data.sheet import count_data, sheet
 from longtail.errors import DataError
 from longtail.files import read_json
 from longtail.layers import merge
-from longtail.predict import load
+from longtail.prediction.predict import load
 from longtail.recipes import load_config
-from longtail.state import build_method
+from longtail.training.state import build_method
 from miniatures import CLASSES, list_name, miniature, names
 from pictures import lines, settings
 from tiny import Recorder

@@ -18,16 +18,16 @@ import yaml
 from rich.console import Console
 
 import longtail
-import longtail.training as training
+import longtail.training.loop as training
 from longtail.api import Run
 from longtail.cli import main
 from longtail.config import Config, known_keys
-from longtail.display import LiveTable, clock, listener_for, percent
 from longtail.errors import StoppedError
 from longtail.methods import METHODS
 from longtail.recipes import load_config, recipe_names
-from longtail.rundir import RunDir
-from longtail.training import train
+from longtail.runs.rundir import RunDir
+from longtail.training.display import LiveTable, clock, listener_for, percent
+from longtail.training.loop import train
 from processes import Launcher
 from tiny import At, assignments, files_of, outcome, settings_of, tiny_config, write_npz
 

@@ -14,22 +14,22 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-import longtail.detection as detection
+import longtail.training.detection as detection
 from longtail.data.batch import Batch, Progress
 from longtail.data.images import ImageSet
 from longtail.data.open import open_data
-from longtail.detection import cache_folder, digest, training_peaks
 from longtail.errors import ConfigError, DataError, RunError, StoppedError
 from longtail.files import read_json
-from longtail.listeners import Silent
 from longtail.methods.smcl import SMCL, Masked
 from longtail.methods.smcl_concutmix import Replaced, SMCLConCutMix
 from longtail.rng import generator, numpy_generator
 from longtail.saliency import fine_grained, mask_centers, peak
 from longtail.saliency.detectors import DETECTORS
-from longtail.starting import build_views, find_peaks
-from longtail.state import build_method
-from longtail.training import train
+from longtail.training.detection import cache_folder, digest, training_peaks
+from longtail.training.listeners import Silent
+from longtail.training.loop import train
+from longtail.training.starting import build_views, find_peaks
+from longtail.training.state import build_method
 from tiny import COUNTS, SIZE, At, Recorder, files_of, tiny_config, write_npz
 
 N = sum(COUNTS)

@@ -13,7 +13,7 @@ import pytest
 
 from longtail.recipes import load_config
 from longtail.rng import numpy_generator
-from longtail.training import train
+from longtail.training.loop import train
 from pictures import folder
 from processes import Launcher
 from tiny import assignments, outcome, settings_of

@@ -17,8 +17,8 @@ import longtail.cli as cli
 from amounts import amounts
 from longtail.errors import ResourceError, RunError, StoppedError
 from longtail.rng import numpy_generator
-from longtail.rundir import RunDir
-from longtail.training import train
+from longtail.runs.rundir import RunDir
+from longtail.training.loop import train
 from processes import Launcher, wait_until
 from tiny import At, Recorder, assignments, digest, files_of, outcome, tiny_config
 

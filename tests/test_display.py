@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from longtail.display import Lines, LiveTable, clock, listener_for, percent, results_table
+from longtail.training.display import Lines, LiveTable, clock, listener_for, percent, results_table
 
 
 def printed(results: list[dict[str, Any]]) -> str:

@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from longtail.errors import ConfigError
-from longtail.listeners import Silent
+from longtail.processes.sharing import ALONE, Shares, Sharing
 from longtail.recipes import load_config
 from longtail.rng import generator
-from longtail.sharing import ALONE, Shares, Sharing
-from longtail.starting import share_out
+from longtail.training.listeners import Silent
+from longtail.training.starting import share_out
 from several import ORDERS, five_steps, scores
 from tiny import write_npz
 

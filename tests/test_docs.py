@@ -21,14 +21,14 @@ import longtail
 from documents import CHECKED, NOT_CODE, PAGES, ROOT, SHELL, Block, blocks, commands, every_block
 from longtail.api import MOVABLE
 from longtail.cli import _split, app
+from longtail.commands.data import settings_of
 from longtail.config import known_keys
 from longtail.data.settings import DATA_NAMES, check_complete
-from longtail.data_commands import settings_of
 from longtail.errors import LongtailError
-from longtail.export import ENDINGS
+from longtail.evaluation.priors import parse_prior
+from longtail.exchange.export import ENDINGS
 from longtail.layers import parse_assignments
 from longtail.methods import METHODS
-from longtail.priors import parse_prior
 from longtail.recipes import load_config
 from longtail.study.file import read_study
 from longtail.study.search_file import has_search, read_search

@@ -24,7 +24,7 @@ from longtail.data.longtail import class_counts
 from longtail.methods import MethodEntry
 from longtail.recipes import load_config
 from longtail.rng import numpy_generator
-from longtail.state import build_method
+from longtail.training.state import build_method
 from pictures import picture
 from processes import Launcher
 from test_docs import python_of

@@ -37,7 +37,7 @@ from longtail.explain import (
 )
 from longtail.mixing import boxes_around, draw_beta
 from longtail.models.network import ModelSettings, Network
-from longtail.predict import load
+from longtail.prediction.predict import load
 from longtail.rng import generator
 from longtail.saliency.detectors import DETECTORS
 from tiny import write_npz

@@ -15,11 +15,11 @@ from longtail.api import Run, train
 from longtail.cli import main
 from longtail.config import METHOD_SETTINGS
 from longtail.errors import ConfigError, RunError
-from longtail.export import CHECKED, Answering, check_agreement, check_images, export
+from longtail.evaluation.scoring import Scoring
+from longtail.exchange.export import CHECKED, Answering, check_agreement, check_images, export
 from longtail.methods import METHODS
 from longtail.models.network import ModelSettings
-from longtail.predict import Model, training_only
-from longtail.scoring import Scoring
+from longtail.prediction.predict import Model, training_only
 from tiny import files_of, read_test_images, settings_of, write_npz
 
 
@@ -150,7 +150,7 @@ def test_a_graph_that_is_refused_is_not_kept_and_what_was_there_stays(
 ) -> None:
     path = tmp_path / "model.pt2"
     path.write_bytes(b"of before")
-    monkeypatch.setattr("longtail.export.TOLERANCE", -1.0)
+    monkeypatch.setattr("longtail.exchange.export.TOLERANCE", -1.0)
     with pytest.raises(RunError, match="not kept"):
         export(model, "exported-program", path)
     assert files_of(tmp_path) == {"model.pt2": b"of before"}
@@ -305,7 +305,7 @@ def test_without_the_packages_onnx_is_refused_with_the_name_of_the_extra(
     def absent(name: str) -> Any:
         raise ImportError(f"No module named {name!r}")
 
-    monkeypatch.setattr("longtail.export.importlib.import_module", absent)
+    monkeypatch.setattr("longtail.exchange.export.importlib.import_module", absent)
     assert run_command("export", finished_run.path, "--format", "onnx", "--out", tmp_path / "model.onnx") == 2
     assert "longtail[onnx]" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

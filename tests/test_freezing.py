@@ -15,10 +15,10 @@ from longtail.methods import METHODS, Batch, Method, Progress
 from longtail.models import build_backbone
 from longtail.models.blocks import blocks_of, layers_of, patch_of
 from longtail.models.network import ModelSettings, Network
-from longtail.optim import build_optimizer
 from longtail.recipes import load_config
 from longtail.rng import generator
-from longtail.state import begin, build_method
+from longtail.training.optim import build_optimizer
+from longtail.training.state import begin, build_method
 
 COUNTS = [9, 6, 4, 2]
 

@@ -28,8 +28,8 @@ from longtail.errors import ConfigError, DataError, LongtailError, RunError
 from longtail.layers import load_yaml, parse_assignments
 from longtail.methods import METHODS
 from longtail.recipes import load_config
-from longtail.rundir import Checkpoint, RunDir
-from longtail.state import RunState
+from longtail.runs.rundir import Checkpoint, RunDir
+from longtail.training.state import RunState
 from tiny import write_npz
 
 

@@ -18,8 +18,8 @@ from longtail.methods.base import Batch
 from longtail.methods.composition import Mixed, soft_target
 from longtail.mixing import Box, mix_labels
 from longtail.models.network import ModelSettings
-from longtail.optim import build_optimizer
 from longtail.rng import generator
+from longtail.training.optim import build_optimizer
 
 Vectors = dict[str, Tensor]
 

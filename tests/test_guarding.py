@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-import longtail.training as training
+import longtail.training.loop as training
 from longtail.config import Config
 from longtail.errors import ConfigError, DivergedError, StoppedError
-from longtail.faults import VARIABLE, Fault, planned_faults
-from longtail.guarding import IN_A_ROW, MOST_RETURNS
 from longtail.methods import METHODS
-from longtail.rundir import Checkpoint, RunDir
-from longtail.training import train
+from longtail.runs.rundir import Checkpoint, RunDir
+from longtail.training.faults import VARIABLE, Fault, planned_faults
+from longtail.training.guarding import IN_A_ROW, MOST_RETURNS
+from longtail.training.loop import train
 from tiny import COUNTS, At, KilledError, Recorder, digest, outcome, tiny_config, write_npz
 
 EPOCHS = 4

@@ -31,8 +31,8 @@ from longtail.errors import DataError
 from longtail.files import as_cell
 from longtail.layers import load_yaml
 from longtail.rng import numpy_generator
-from longtail.rundir import RunDir
-from longtail.training import train
+from longtail.runs.rundir import RunDir
+from longtail.training.loop import train
 from pictures import picture
 from tiny import tiny_config, write_npz
 

@@ -16,12 +16,12 @@ import longtail
 from longtail.api import evaluate_run
 from longtail.cli import main
 from longtail.errors import ConfigError, RunError
-from longtail.importers import fill, import_checkpoint, read_checkpoint, translate
+from longtail.exchange.importers import fill, import_checkpoint, read_checkpoint, translate
 from longtail.layers import merge
 from longtail.recipes import load_config
 from longtail.report.page import write_report
-from longtail.rundir import RunDir
-from longtail.state import build_method
+from longtail.runs.rundir import RunDir
+from longtail.training.state import build_method
 from tiny import files_of, read_test_images, tiny_config, write_npz
 
 

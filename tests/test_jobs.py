@@ -17,8 +17,8 @@ import torch
 
 from longtail.errors import StoppedError
 from longtail.files import read_json
-from longtail.rundir import Checkpoint, RunDir
-from longtail.training import train
+from longtail.runs.rundir import Checkpoint, RunDir
+from longtail.training.loop import train
 from processes import Command, Launcher, wait_until
 from tiny import At, assignments, outcome, settings_of, tiny_config
 

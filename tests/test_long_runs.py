@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from amounts import NIGHTLY
-from longtail.listeners import Silent
-from longtail.rundir import RunDir
-from longtail.training import train
+from longtail.runs.rundir import RunDir
+from longtail.training.listeners import Silent
+from longtail.training.loop import train
 from processes import Launcher, wait_until
 from tiny import assignments, tiny_config, write_npz
 

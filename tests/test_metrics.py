@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score
 
-from longtail.metrics import (
+from longtail.evaluation.metrics import (
     background_accuracy,
     compute_metrics,
     confusion,

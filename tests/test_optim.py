@@ -13,10 +13,10 @@ from torch import nn
 from longtail.config import OptimSettings
 from longtail.methods import METHODS, Progress
 from longtail.methods.concutmix import ConCutMix
-from longtail.optim import build_optimizer, lr_at
 from longtail.recipes import load_config
 from longtail.recipes.presets import TUNED
-from longtail.state import build_method
+from longtail.training.optim import build_optimizer, lr_at
+from longtail.training.state import build_method
 
 
 def rates(settings: OptimSettings, steps_per_epoch: int = 1) -> list[float]:

@@ -14,19 +14,19 @@ import torch
 from torch import Tensor, nn
 
 import longtail
-import longtail.starting as starting
-import longtail.state as state_module
-from longtail.averaging import Average, averaged, decay_at
+import longtail.training.starting as starting
+import longtail.training.state as state_module
 from longtail.config import NUMBERS_VERSION, OptimSettings
 from longtail.errors import ConfigError, DataError, DivergedError, StoppedError
 from longtail.methods import Batch, Method, Progress, StepOutput
-from longtail.optim import build_optimizer
 from longtail.recipes import load_config
 from longtail.rng import generator
-from longtail.rundir import RunDir
-from longtail.state import build_method
-from longtail.training import train
-from longtail.updating import PartProgress, Update, part_of, part_sizes, places, update, wants_partner
+from longtail.runs.rundir import RunDir
+from longtail.training.averaging import Average, averaged, decay_at
+from longtail.training.loop import train
+from longtail.training.optim import build_optimizer
+from longtail.training.state import build_method
+from longtail.training.updating import PartProgress, Update, part_of, part_sizes, places, update, wants_partner
 from tiny import COUNTS, At, KilledError, Recorder, outcome, read_test_images, tiny_config, write_npz
 
 AT = Progress(step=3, epoch=1, epochs=2, seed=7)
@@ -423,7 +423,7 @@ def test_a_run_that_ended_early_does_not_go_on_when_its_results_were_cut_off(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("longtail.description.write_per_class", full)
+        patch.setattr("longtail.training.description.write_per_class", full)
         with pytest.raises(KeyboardInterrupt):
             train(config)
     watched = Recorder()

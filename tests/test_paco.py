@@ -26,11 +26,11 @@ from longtail.losses.parametric import parametric_contrastive_terms
 from longtail.methods.base import Batch, Progress
 from longtail.methods.paco import PaCo, PaCoSettings, untrained_copy
 from longtail.models.network import ModelSettings, Network, ProjectionSettings
-from longtail.optim import build_optimizer
 from longtail.recipes import load_config
 from longtail.rng import generator
-from longtail.training import train
-from longtail.updating import update
+from longtail.training.loop import train
+from longtail.training.optim import build_optimizer
+from longtail.training.updating import update
 from oracles import Matrix, dot
 from tiny import At, KilledError, Recorder, outcome, tiny_config
 

@@ -23,7 +23,7 @@ from longtail.models.network import ModelSettings, Network
 from longtail.recipes import load_config
 from longtail.report.samples import masked_boxes
 from longtail.rng import generator
-from longtail.state import build_method
+from longtail.training.state import build_method
 
 SIZE, PATCH, COUNTS = 16, 4, [9, 6, 4, 2]
 

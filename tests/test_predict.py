@@ -14,10 +14,10 @@ from PIL import Image
 import longtail
 from longtail.api import Run
 from longtail.errors import ConfigError, DataError, RunError
-from longtail.predict import Model
+from longtail.prediction.predict import Model
 from longtail.rng import numpy_generator
-from longtail.rundir import RunDir
-from longtail.training import train
+from longtail.runs.rundir import RunDir
+from longtail.training.loop import train
 from tiny import read_test_images, tiny_config, write_npz
 
 
@@ -87,7 +87,7 @@ def test_predicting_twice_is_predicting_once(model: Model) -> None:
 def test_many_images_go_in_parts(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     images = noise(7, 8, 8, 3)
     whole = model.predict(images)
-    monkeypatch.setattr("longtail.scoring.EVALUATION_BATCH", 3)
+    monkeypatch.setattr("longtail.evaluation.scoring.EVALUATION_BATCH", 3)
     np.testing.assert_allclose(model.predict(images), whole, rtol=1e-5, atol=1e-7)
 
 

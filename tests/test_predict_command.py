@@ -16,14 +16,14 @@ from longtail.api import Run, train
 from longtail.cli import main
 from longtail.config import METHOD_SETTINGS
 from longtail.errors import ConfigError, DataError
+from longtail.evaluation.priors import class_prior, move_prior, parse_prior
+from longtail.evaluation.scoring import Scoring
 from longtail.methods import METHODS
 from longtail.methods.criteria import answers_for
 from longtail.models.network import ModelSettings
-from longtail.predict import Model
-from longtail.predicting import predict_paths
-from longtail.priors import class_prior, move_prior, parse_prior
+from longtail.prediction.predict import Model
+from longtail.prediction.predicting import predict_paths
 from longtail.rng import numpy_generator
-from longtail.scoring import Scoring
 from tiny import COUNTS, read_test_images, settings_of, write_npz
 
 
@@ -239,7 +239,7 @@ def test_batches_do_not_change_an_answer(
     predict_paths(model, [folder, tmp_path / "a.npz"], tmp_path / "whole.csv")
     seen = []
     plain = model.predict
-    monkeypatch.setattr("longtail.predicting.BATCH", 3)
+    monkeypatch.setattr("longtail.prediction.predicting.BATCH", 3)
     monkeypatch.setattr(model, "predict", lambda images, prior: seen.append(len(images)) or plain(images, prior))
     predict_paths(model, [folder, tmp_path / "a.npz"], tmp_path / "parts.csv")
     assert max(seen) == 3
@@ -284,7 +284,7 @@ def test_where_nothing_can_be_read_nothing_is_written(
 def test_without_a_file_the_first_images_are_shown(
     finished_run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("longtail.predicting.SHOWN", 2)
+    monkeypatch.setattr("longtail.prediction.predicting.SHOWN", 2)
     assert run_command("predict", finished_run.path, folder, "--which", "best", "--top", "3") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"{folder}/b.PNG: ")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import longtail.api
 from longtail.data.settings import ALL_PROFILES
 from longtail.errors import ConfigError
-from longtail.profiles import profile_prior, under_profiles
+from longtail.evaluation.profiles import profile_prior, under_profiles
 from longtail.recipes import load_config
 from longtail.rng import numpy_generator
 

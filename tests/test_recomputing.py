@@ -14,16 +14,16 @@ from torchvision.models import VisionTransformer
 
 from live_memory import bytes_alive
 from longtail.config import differences
-from longtail.device import resolve_device
 from longtail.errors import ConfigError
 from longtail.models.blocks import blocks_of
 from longtail.models.network import ModelSettings, Network
 from longtail.models.recomputing import recompute_blocks
+from longtail.processes.device import resolve_device
 from longtail.recipes import load_config
 from longtail.rng import generator, keyed_global_rng
 from longtail.saliency.model import attention_rollout, grad_cam, input_gradient
-from longtail.starting import should_compile
-from longtail.training import train
+from longtail.training.loop import train
+from longtail.training.starting import should_compile
 from tiny import Recorder, outcome, tiny_config
 
 

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from longtail.cli import main
 from longtail.data.longtail import class_counts
 from longtail.errors import ResourceError, RunError
-from longtail.metrics import compute_metrics, confusion, group_labels, paired_bootstrap, per_class_accuracy
+from longtail.evaluation.metrics import compute_metrics, confusion, group_labels, paired_bootstrap, per_class_accuracy
 from longtail.report import charts, comparing, comparison_rows, findings, plots, style, write_comparison, write_report
 from longtail.report.columns import classes_per_column, running_mean, smoothing_window
 from longtail.report.folder import ClassRow, read_run

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from longtail.api import Run, run_config
+from longtail.evaluation.scoring import evaluating
 from longtail.explain.backgrounds import finished_model
 from longtail.methods.concutmix import ConCutMix
 from longtail.methods.smcl import SMCL
@@ -25,7 +26,6 @@ from longtail.report.images import Shot, data_uri, edges_of, gray, visible
 from longtail.report.measured import feature_space, hard_images, measure, pair_images
 from longtail.report.remaking import Remade, Shown, label_bars, remake
 from longtail.report.samples import masked_boxes, show_method
-from longtail.scoring import evaluating
 from tiny import tiny_config
 
 Trained = Callable[..., Run]

@@ -12,7 +12,7 @@ import pytest
 from longtail import load
 from longtail.api import Run, evaluate_run
 from longtail.recipes import load_config
-from longtail.rundir import RunDir
+from longtail.runs.rundir import RunDir
 
 ROOT = Path(__file__).resolve().parents[1]
 

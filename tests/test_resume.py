@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-import longtail.evaluate as evaluation
-import longtail.scoring as scoring
-import longtail.training as training
+import longtail.evaluation.evaluate as evaluation
+import longtail.evaluation.scoring as scoring
+import longtail.training.loop as training
 from longtail.config import Config
 from longtail.data.batch import Progress
 from longtail.errors import ConfigError, ResourceError, RunError, StoppedError
@@ -22,9 +22,9 @@ from longtail.layers import merge
 from longtail.methods import METHODS
 from longtail.methods.smcl import SMCL
 from longtail.rng import numpy_generator
-from longtail.rundir import RunDir
-from longtail.state import build_method
-from longtail.training import train
+from longtail.runs.rundir import RunDir
+from longtail.training.loop import train
+from longtail.training.state import build_method
 from processes import Command, Launcher, wait_until
 from tiny import COUNTS, SIZE, STEPS, At, KilledError, Recorder, assignments, files_of, outcome, tiny_config, write_npz
 
@@ -281,7 +281,7 @@ def test_a_run_killed_while_it_writes_its_results_ends_the_same(
 
     config = config_of("ce", tiny_npz, tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr(f"longtail.description.{what}", die)
+        patch.setattr(f"longtail.training.description.{what}", die)
         with pytest.raises(KilledError):
             train(config)
     train(config, resume=True)

@@ -15,7 +15,7 @@ import torch
 from longtail.errors import ConfigError, ResourceError, RunError
 from longtail.files import read_json, write_atomic, write_json
 from longtail.rng import generator, numpy_generator
-from longtail.rundir import Checkpoint, RunDir
+from longtail.runs.rundir import Checkpoint, RunDir
 from tiny import KilledError, files_of
 
 

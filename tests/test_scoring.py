@@ -19,11 +19,7 @@ from longtail.config import METHOD_SETTINGS
 from longtail.data.images import ImageSet
 from longtail.data.views import build_view
 from longtail.errors import ConfigError, DataError, RunError
-from longtail.methods import METHODS, Method
-from longtail.models.network import ModelSettings
-from longtail.recipes import load_config
-from longtail.rng import generator
-from longtail.scoring import (
+from longtail.evaluation.scoring import (
     AS_TRAINED,
     EVALUATION_BATCH,
     EvaluationStoppedError,
@@ -34,6 +30,10 @@ from longtail.scoring import (
     fit_temperature,
     score,
 )
+from longtail.methods import METHODS, Method
+from longtail.models.network import ModelSettings
+from longtail.recipes import load_config
+from longtail.rng import generator
 
 COUNTS = [40, 10, 3]
 LOG_PRIOR = torch.tensor([math.log(count / sum(COUNTS)) for count in COUNTS])

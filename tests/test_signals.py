@@ -14,10 +14,10 @@ import pytest
 import longtail.api as api
 from amounts import amounts
 from longtail.api import run_config
-from longtail.ending import stoppable
+from longtail.commands.ending import stoppable
 from longtail.errors import StoppedError
-from longtail.rundir import RunDir
-from longtail.training import train
+from longtail.runs.rundir import RunDir
+from longtail.training.loop import train
 from processes import Launcher, wait_until
 from tiny import STEPS, Recorder, assignments, files_of, outcome, tiny_config
 

@@ -28,8 +28,8 @@ from longtail.methods.base import Progress
 from longtail.methods.smcl import SMCL, SMCLSettings
 from longtail.models.network import ModelSettings
 from longtail.rng import generator
-from longtail.rundir import RunDir
-from longtail.training import train
+from longtail.runs.rundir import RunDir
+from longtail.training.loop import train
 from tiny import Recorder, digest, settings_of, tiny_config, write_npz
 
 COUNTS = (40, 12, 5, 2)

@@ -19,8 +19,8 @@ from longtail.methods.smcl_concutmix import SMCLConCutMix, SMCLConCutMixSettings
 from longtail.mixing import Box
 from longtail.models.network import ModelSettings
 from longtail.rng import generator
-from longtail.rundir import RunDir
-from longtail.training import train
+from longtail.runs.rundir import RunDir
+from longtail.training.loop import train
 from tiny import digest, tiny_config
 
 COUNTS = (40, 12, 5, 2)

@@ -12,14 +12,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from longtail.averaging import Average
 from longtail.config import Config
 from longtail.errors import DivergedError, RunError
 from longtail.methods import Method
-from longtail.optim import build_optimizer
 from longtail.rng import generator
-from longtail.rundir import Checkpoint, RunDir
-from longtail.state import (
+from longtail.runs.rundir import Checkpoint, RunDir
+from longtail.training.averaging import Average
+from longtail.training.optim import build_optimizer
+from longtail.training.state import (
     RunState,
     begin,
     build_method,

@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from longtail import detection
 from longtail.data import cutting
 from longtail.data.batch import DataNeeds
 from longtail.data.cutting import Draw, Part, Window, cut, read_squares
@@ -30,9 +29,10 @@ from longtail.data.readers import Asked, close_readers, read, read_by
 from longtail.data.squares import middle_square
 from longtail.data.stream_loader import StreamLoader, loader_for
 from longtail.data.views import VIEWS, build_view
-from longtail.detection import training_peaks
 from longtail.errors import ConfigError, DataError, ResourceError
 from longtail.rng import generator
+from longtail.training import detection
+from longtail.training.detection import training_peaks
 from pictures import SIZE, folder, picture, settings
 from tiny import Recorder
 

@@ -21,7 +21,7 @@ from longtail.cli import main
 from longtail.config import NUMBERS_VERSION
 from longtail.errors import ConfigError, StoppedError
 from longtail.files import write_json
-from longtail.rundir import RunDir
+from longtail.runs.rundir import RunDir
 from longtail.study import CellsFailedError, Plan, plan_study, run_study
 from longtail.study.cells import Cell
 from longtail.study.watching import CellListener, StudyLines, StudyTable, watcher_for

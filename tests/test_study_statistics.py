@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longtail.metrics import paired_bootstrap as of_one_run
+from longtail.evaluation.metrics import paired_bootstrap as of_one_run
 from longtail.rng import numpy_generator
 from longtail.study.statistics import paired_bootstrap, spread
 

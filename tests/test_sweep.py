@@ -23,7 +23,7 @@ from longtail.config import NUMBERS_VERSION
 from longtail.errors import ConfigError, DataError, DivergedError, ResourceError, RunError, StoppedError
 from longtail.layers import parse_assignments
 from longtail.recipes import load_config
-from longtail.rundir import RunDir
+from longtail.runs.rundir import RunDir
 from longtail.study import CellsFailedError, journal, running
 from longtail.study.cells import Cell
 from longtail.study.journal import JOURNAL, Drawn, Journal

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-import longtail.trackers as trackers
+import longtail.training.trackers as trackers
 from longtail.config import Config
 from longtail.errors import ConfigError, StoppedError
 from longtail.files import read_json
 from longtail.recipes import load_config
-from longtail.rundir import RunDir
-from longtail.training import train
+from longtail.runs.rundir import RunDir
+from longtail.training.loop import train
 from processes import wait_until
 from tiny import STEPS, At, KilledError, Recorder, outcome, tiny_config
 
@@ -149,7 +149,7 @@ def test_a_resumed_run_shows_no_step_twice_and_leaves_none_out(
     monkeypatch.setitem(trackers.TRACKERS, "tensorboard", lambda: broken)
     config = config_of(tiny_npz, tmp_path / "broken")
     with monkeypatch.context() as patch:
-        patch.setattr("longtail.trackers.Trackers.__exit__", lambda *_: None)
+        patch.setattr("longtail.training.trackers.Trackers.__exit__", lambda *_: None)
         with pytest.raises(KilledError):
             train(config, listener=At(stop, None) if isinstance(stop, int) else DiesShowing())
     train(config, resume=True)

@@ -17,17 +17,17 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import longtail
-import longtail.starting as starting
-import longtail.training as training
-import longtail.updating as updating
+import longtail.training.loop as training
+import longtail.training.starting as starting
+import longtail.training.updating as updating
 from longtail.api import Run
 from longtail.config import NUMBERS_VERSION, Config
 from longtail.data.npz import load_npz
 from longtail.errors import ConfigError, DataError, DivergedError, ResourceError, RunError
 from longtail.recipes import load_config
-from longtail.rundir import RunDir
-from longtail.state import RunState
-from longtail.training import train
+from longtail.runs.rundir import RunDir
+from longtail.training.loop import train
+from longtail.training.state import RunState
 from tiny import COUNTS, STEPS, At, KilledError, Recorder, files_of, outcome, tiny_config, write_npz
 
 NUMBERS = ["top1", "balanced_accuracy", "macro_f1", "many", "medium", "few"]

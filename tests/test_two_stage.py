@@ -15,7 +15,7 @@ from rich.console import Console
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-import longtail.starting as starting
+import longtail.training.starting as starting
 from family_oracles import label_aware_smoothing, smoothed_cross_entropy
 from longtail.config import METHOD_SETTINGS, OptimSettings
 from longtail.data.images import ImageSet
@@ -25,16 +25,16 @@ from longtail.errors import ConfigError, RunError, StoppedError
 from longtail.methods import METHODS, Batch, Progress
 from longtail.methods.two_stage import TwoStage
 from longtail.models.network import ModelSettings
-from longtail.optim import build_optimizer
-from longtail.predict import load
+from longtail.prediction.predict import load
 from longtail.recipes import load_config
 from longtail.rng import generator
-from longtail.rundir import RunDir
-from longtail.state import begin, build_method, load_initial_weights, load_model, model_part
+from longtail.runs.rundir import RunDir
 from longtail.study import plan_study, run_study
 from longtail.study.watching import StudyLines
-from longtail.training import train
-from longtail.updating import update
+from longtail.training.loop import train
+from longtail.training.optim import build_optimizer
+from longtail.training.state import begin, build_method, load_initial_weights, load_model, model_part
+from longtail.training.updating import update
 from oracles import cross_entropy, dot, log_softmax
 from tiny import COUNTS, SIZE, At, Recorder, outcome, read_test_images, tiny_config, write_npz
 

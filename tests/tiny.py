@@ -15,10 +15,10 @@ from torchvision.models import VisionTransformer
 
 from longtail.config import METHOD_SETTINGS, Config
 from longtail.layers import merge
-from longtail.listeners import Silent
 from longtail.recipes import load_config
 from longtail.rng import numpy_generator
-from longtail.rundir import Checkpoint, RunDir
+from longtail.runs.rundir import Checkpoint, RunDir
+from longtail.training.listeners import Silent
 
 COUNTS = (9, 6, 4, 2)
 SIZE = 8

@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from longtail.api import Run as Run
     from longtail.api import train as train
     from longtail.estimator import LongTailClassifier as LongTailClassifier
-    from longtail.predict import Model as Model
-    from longtail.predict import load as load
+    from longtail.prediction.predict import Model as Model
+    from longtail.prediction.predict import load as load
 
 _PUBLIC = {
     "LongTailClassifier": "longtail.estimator",
-    "Model": "longtail.predict",
+    "Model": "longtail.prediction.predict",
     "Run": "longtail.api",
-    "load": "longtail.predict",
+    "load": "longtail.prediction.predict",
     "train": "longtail.api",
 }
 

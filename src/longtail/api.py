@@ -8,30 +8,30 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from longtail.commands.ending import stoppable
 from longtail.data.images import Source
 from longtail.data.open import open_data
 from longtail.data.prepare import Prepared
-from longtail.device import resolve_device
-from longtail.distributed import is_first, job, leave
-from longtail.ending import stoppable
 from longtail.errors import ConfigError, DataError
-from longtail.evaluate import Evaluation, evaluate
+from longtail.evaluation.evaluate import Evaluation, evaluate
+from longtail.evaluation.scoring import AS_TRAINED, ScoringSettings, describe_scoring
 from longtail.files import read_json
-from longtail.listeners import Listener, Silent
-from longtail.predict import load
+from longtail.prediction.predict import load
+from longtail.processes.device import resolve_device
+from longtail.processes.distributed import is_first, job, leave
 from longtail.recipes import load_config
 from longtail.report.page import write_report
-from longtail.rundir import RunDir
-from longtail.scoring import AS_TRAINED, ScoringSettings, describe_scoring
-from longtail.starting import default_out, pin_threads, refuse_choice_without_val
-from longtail.state import stored_config
-from longtail.training import train as train_config
+from longtail.runs.rundir import RunDir
+from longtail.training.listeners import Listener, Silent
+from longtail.training.loop import train as train_config
+from longtail.training.starting import default_out, pin_threads, refuse_choice_without_val
+from longtail.training.state import stored_config
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from longtail.config import Config
-    from longtail.predict import Model
+    from longtail.prediction.predict import Model
 
 
 class Run:

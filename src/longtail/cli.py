@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longtail import taking_away
-from longtail.data_commands import data
-from longtail.ending import stoppable, untyped
+from longtail.commands import taking_away
+from longtail.commands.data import data
+from longtail.commands.ending import stoppable, untyped
 from longtail.errors import EXIT_BUG, ConfigError, LongtailError
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the resolved configuration and stop.")] = False,
 ) -> None:
     """Train by a recipe or a configuration file."""
-    from longtail.train_command import train_and_report
+    from longtail.commands.train import train_and_report
 
     recipe, words = _split(target, settings)
     report = train_and_report(recipe, words, out, resume=resume, overwrite=overwrite, dry_run=dry_run, show=_console)
@@ -88,8 +88,8 @@ def evaluate(
 ) -> None:
     """Evaluate a trained run again; which=best takes the best epoch's weights, data.path=... moved images."""
     from longtail.api import evaluate_run
-    from longtail.display import evaluation_table
     from longtail.layers import parse_assignments
+    from longtail.training.display import evaluation_table
 
     values = parse_assignments(settings or [])
     which = str(values.pop("which", "last"))
@@ -113,8 +113,8 @@ def report(
     if len(runs) == 1:
         typer.echo(f"report: {write_report(runs[0], out, baseline)}")
         return
-    from longtail.display import results_table
     from longtail.files import read_json
+    from longtail.training.display import results_table
 
     place = out or runs[0].parent / "report.html"
     if baseline is not None:  # differences are against the first

@@ -18,12 +18,12 @@ from pydantic import BaseModel, Field, ValidationError, create_model
 from longtail.data.settings import DATA_NAMES, DataSettings
 from longtail.data.views import VIEWS
 from longtail.errors import ConfigError, nearest, unknown_name
+from longtail.evaluation.scoring import ScoringSettings
 from longtail.layers import read_config_file
 from longtail.methods import METHODS
 from longtail.models import check_backbone
 from longtail.models.network import ModelSettings
 from longtail.saliency.detectors import DETECTORS
-from longtail.scoring import ScoringSettings
 from longtail.settings import AbsolutePath, Settings
 from longtail.training_settings import OptimSettings as OptimSettings
 from longtail.training_settings import RunSettings as RunSettings

@@ -21,18 +21,18 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from longtail.api import run_config
 from longtail.config import Config
 from longtail.data.images import ImageSet, Source
-from longtail.display import Lines
 from longtail.errors import EXIT_INTERRUPT, ConfigError, StoppedError
+from longtail.estimator_inputs import as_images, checked_labels, fitted_range, holds_rows, listed
+from longtail.evaluation.priors import class_prior
 from longtail.files import read_json
-from longtail.inputs import as_images, checked_labels, fitted_range, holds_rows, listed
 from longtail.layers import merge
-from longtail.listeners import Listener, Silent
-from longtail.predict import load
-from longtail.priors import class_prior
+from longtail.prediction.predict import load
 from longtail.recipes import load_config
-from longtail.rundir import RunDir
-from longtail.state import build_method
-from longtail.training import train
+from longtail.runs.rundir import RunDir
+from longtail.training.display import Lines
+from longtail.training.listeners import Listener, Silent
+from longtail.training.loop import train
+from longtail.training.state import build_method
 
 OWN_KEYS = {
     "epochs": "optim.epochs",

@@ -14,8 +14,8 @@ from longtail.methods import METHODS, Batch, Method, Progress, StepOutput
 from longtail.models.adapters import merge_adapters
 from longtail.models.network import ModelSettings
 from longtail.models.recomputing import recompute_blocks
-from longtail.optim import build_optimizer
 from longtail.rng import generator, keyed_global_rng
+from longtail.training.optim import build_optimizer
 from tiny import settings_of
 
 COUNTS, IMAGES, SIZE = (40, 12, 5, 2), 6, 8

@@ -21,7 +21,7 @@ from longtail.models.network import ModelSettings, Network
 from longtail.recipes import load_config, recipe_names
 from longtail.recipes.presets import PRESETS
 from longtail.rng import generator, keyed_global_rng
-from longtail.state import build_method
+from longtail.training.state import build_method
 
 # Recipes --------------------------------------------------------------------------------------------------------------
 

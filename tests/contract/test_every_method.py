@@ -17,8 +17,8 @@ from longtail.config import METHOD_SETTINGS, OptimSettings
 from longtail.data.sampling import SAMPLERS
 from longtail.methods import METHODS, Batch, Method, Progress, StepOutput
 from longtail.models.network import ModelSettings
-from longtail.optim import build_optimizer
 from longtail.rng import generator, keyed_global_rng
+from longtail.training.optim import build_optimizer
 from tiny import settings_of
 
 COUNTS = (40, 12, 5, 2)

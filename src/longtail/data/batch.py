@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from longtail.processes.sharing import Shares
 from longtail.rng import generator
-from longtail.sharing import Shares
 
 
 @dataclass(frozen=True)

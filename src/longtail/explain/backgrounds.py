@@ -19,14 +19,14 @@ from longtail.data.scene_rendering import background, load_material
 from longtail.data.scenes import plan_balanced
 from longtail.data.views import View
 from longtail.errors import DataError, RunError
+from longtail.evaluation.scoring import EVALUATION_BATCH
 from longtail.explain.objects import Groups, object_boxes, salient_peaks
 from longtail.files import read_json
 from longtail.mixing.boxes import boxes_around, draw_beta, erase
-from longtail.predict import Model, load
+from longtail.prediction.predict import Model, load
 from longtail.rng import generator
-from longtail.rundir import RunDir
-from longtail.scoring import EVALUATION_BATCH
-from longtail.state import stored_config
+from longtail.runs.rundir import RunDir
+from longtail.training.state import stored_config
 
 CHUNK = 256
 """Queries compared with the gallery at once."""

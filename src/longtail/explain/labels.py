@@ -13,12 +13,12 @@ from torch import Tensor
 from longtail.data.prepare import Prepared
 from longtail.data.stream_loader import loader_for
 from longtail.errors import ConfigError
+from longtail.evaluation.scoring import EVALUATION_BATCH, evaluating
 from longtail.explain.backgrounds import finished_model
 from longtail.methods.concutmix import ConCutMix
 from longtail.mixing import rectification_confidence, rectify_labels, semantic_labels
-from longtail.predict import Model
-from longtail.scoring import EVALUATION_BATCH, evaluating
-from longtail.starting import build_views
+from longtail.prediction.predict import Model
+from longtail.training.starting import build_views
 
 
 def label_effect(

@@ -13,15 +13,15 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from longtail.distributed import gather_rows
 from longtail.models import build_backbone
 from longtail.models.adapters import Placement, add_adapters
 from longtail.models.freezing import Freeze, freeze
 from longtail.models.heads import CosineClassifier, LinearClassifier, MLPHead, build_classifier
 from longtail.models.normalization import RunningStatistics, synchronize
+from longtail.processes.distributed import gather_rows
+from longtail.processes.sharing import Shares
 from longtail.rng import keyed_global_rng
 from longtail.settings import AbsolutePath, Settings
-from longtail.sharing import Shares
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from longtail.distributed import stacked, summed, world_size
+from longtail.processes.distributed import stacked, summed, world_size
 
 
 class SyncedBatchNorm(_BatchNorm):

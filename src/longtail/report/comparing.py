@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from longtail.metrics import paired_bootstrap
+from longtail.evaluation.metrics import paired_bootstrap
 from longtail.report import findings
 from longtail.report.folder import GROUPS, FinishedRun
 from longtail.report.svg import shortened

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from longtail.metrics import expected_calibration_error, thirds, wilson_interval
+from longtail.evaluation.metrics import expected_calibration_error, thirds, wilson_interval
 from longtail.report.folder import GROUPS, ClassRow, FinishedRun
 from longtail.settings import resolve_time
 
@@ -140,7 +140,7 @@ class Reliability:
 def reliability(run: FinishedRun, bins: int = 15) -> list[Reliability]:
     """Calibration of all test images and of each group's, from predictions.csv; empty without it.
 
-    Bins are those of :func:`longtail.metrics.expected_calibration_error`; the line leaves out bins of fewer than five
+    Bins are those of :func:`longtail.evaluation.metrics.expected_calibration_error`; the line leaves out bins of fewer than five
     images, the error does not.
     """
     if run.predictions is None or not len(run.predictions.targets):

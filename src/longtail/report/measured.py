@@ -13,8 +13,9 @@ from torch import Tensor
 
 from longtail.data.prepare import Prepared
 from longtail.errors import LongtailError
+from longtail.evaluation.scoring import EVALUATION_BATCH, evaluating
 from longtail.explain.backgrounds import finished_model
-from longtail.predict import Model
+from longtail.prediction.predict import Model
 from longtail.report.charts import Space
 from longtail.report.findings import Confusion, hardest
 from longtail.report.folder import FinishedRun
@@ -22,7 +23,6 @@ from longtail.report.images import Shot
 from longtail.report.remaking import Shown, remake
 from longtail.report.samples import show_method
 from longtail.rng import generator
-from longtail.scoring import EVALUATION_BATCH, evaluating
 
 HARDEST = 12
 SPACE_PIXELS = 600 * 32 * 32

@@ -19,8 +19,8 @@ from markupsafe import Markup
 
 import longtail
 from longtail.errors import ResourceError, RunError
+from longtail.evaluation.metrics import wilson_interval
 from longtail.files import write_atomic
-from longtail.metrics import wilson_interval
 from longtail.report import charts, comparing, findings
 from longtail.report.columns import classes_per_column
 from longtail.report.comparing import ComparisonRow, rows_of, split_of

@@ -29,7 +29,7 @@ from longtail.report.style import (
     percent_axis,
     style_axes,
 )
-from longtail.rundir import NOT_A_LOSS
+from longtail.runs.rundir import NOT_A_LOSS
 
 DPI = 160
 

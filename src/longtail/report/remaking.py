@@ -12,14 +12,14 @@ from longtail.data.batch import Batch, Progress
 from longtail.data.loader import Loader
 from longtail.data.prepare import Prepared
 from longtail.data.stream_loader import loader_for
-from longtail.detection import digest
 from longtail.errors import RunError
 from longtail.files import read_json
-from longtail.listeners import Silent
-from longtail.predict import Model
+from longtail.prediction.predict import Model
 from longtail.report.folder import GROUPS, ClassRow
 from longtail.report.images import Edges, Shot, visible
-from longtail.starting import build_views, find_peaks
+from longtail.training.detection import digest
+from longtail.training.listeners import Silent
+from longtail.training.starting import build_views, find_peaks
 
 EXAMPLES = 6
 LOOKED_AT = 2000

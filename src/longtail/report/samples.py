@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from longtail.data.batch import Batch, Progress
+from longtail.evaluation.scoring import evaluating
 from longtail.methods.composition import CutMix, soft_target
 from longtail.methods.concutmix import ConCutMix, ConCutMixSettings, rectified
 from longtail.methods.plain import Plain
@@ -18,7 +19,6 @@ from longtail.report.folder import GROUPS
 from longtail.report.images import Shot, edges_of, gray
 from longtail.report.remaking import EXAMPLES, Example, Remade, Shown, label_bars
 from longtail.saliency.detectors import DETECTORS
-from longtail.scoring import evaluating
 
 TELLING = (0.35, 0.8)
 """Shares of the first image between which both can be seen: a step with such a box is preferred."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from longtail.errors import ConfigError, LongtailError, nearest
 from longtail.files import disk_error
-from longtail.interrupts import stop_signals
+from longtail.runs.interrupts import stop_signals
 from longtail.study.cells import Cell, Finder, chosen, study_cells
 from longtail.study.file import Study, read_study
 from longtail.study.running import Failure, run_cells

@@ -12,9 +12,9 @@ from longtail.config import NUMBERS_VERSION, Config, build_config, differences
 from longtail.data.open import open_data
 from longtail.errors import ConfigError, LongtailError
 from longtail.files import read_json
-from longtail.rundir import RunDir
-from longtail.state import stored_config
+from longtail.runs.rundir import RunDir
 from longtail.study.file import Row, Study
+from longtail.training.state import stored_config
 
 Status = Literal["finished", "kept", "stopped", "missing"]
 

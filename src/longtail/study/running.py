@@ -20,7 +20,7 @@ import torch
 from longtail.api import run_config
 from longtail.errors import EXIT_BUG, EXIT_INTERRUPT, EXIT_SIGTERM, LongtailError, ResourceError, StoppedError
 from longtail.files import disk_error
-from longtail.interrupts import StopRequest, stop_signals
+from longtail.runs.interrupts import StopRequest, stop_signals
 from longtail.study.cells import Cell, Finder
 from longtail.study.watching import CellListener, StudyLines, last_epoch
 

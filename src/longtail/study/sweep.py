@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from longtail.data.open import open_data
 from longtail.errors import ConfigError, DataError, DivergedError, RunError
+from longtail.evaluation.metrics import group_labels
 from longtail.files import disk_error
-from longtail.interrupts import locked, stop_signals
-from longtail.metrics import group_labels
-from longtail.rundir import RunDir
+from longtail.runs.interrupts import locked, stop_signals
+from longtail.runs.rundir import RunDir
 from longtail.study import CellsFailedError
 from longtail.study.cells import Cell, Finder, study_cells
 from longtail.study.journal import Drawn, Journal

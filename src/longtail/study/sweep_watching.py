@@ -9,12 +9,12 @@ from rich.console import Console, Group
 from rich.markup import escape
 from rich.table import Table
 
-from longtail.display import clock
 from longtail.study.cells import Cell
 from longtail.study.journal import Drawn
 from longtail.study.search_file import METRICS
 from longtail.study.sweep_tables import best_first, shown
 from longtail.study.watching import StudyLines, StudyTable, last_epoch
+from longtail.training.display import clock
 
 if TYPE_CHECKING:
     from longtail.study.sweep import SearchPlan

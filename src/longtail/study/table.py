@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longtail.config import NUMBERS_VERSION
-from longtail.metrics import group_labels
+from longtail.evaluation.metrics import group_labels
 from longtail.study.cells import Cell
 from longtail.study.statistics import Interval, Spread, paired_bootstrap, spread
 

@@ -14,10 +14,10 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from longtail.display import clock, percent
-from longtail.evaluate import describe
-from longtail.listeners import Silent
+from longtail.evaluation.evaluate import describe
 from longtail.study.cells import Cell
+from longtail.training.display import clock, percent
+from longtail.training.listeners import Silent
 
 SECONDS_BETWEEN_LINES = 60.0
 

@@ -12,9 +12,9 @@ from types import FrameType
 
 import torch
 
-from longtail.distributed import largest
 from longtail.errors import EXIT_INTERRUPT, EXIT_SIGTERM, ResourceError, StoppedError
-from longtail.rundir import RunDir
+from longtail.processes.distributed import largest
+from longtail.runs.rundir import RunDir
 
 
 class StopRequest:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from longtail.predict import Model
+    from longtail.prediction.predict import Model
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or a folder made by export.")]
 Which = Annotated[str, typer.Option(metavar="last|best", help="The weights of the last or of the best epoch.")]
@@ -26,8 +26,8 @@ def predict(
     top: Annotated[int, typer.Option(min=0, metavar="K", help="The K most probable classes of an image alone.")] = 0,
 ) -> None:
     """Predict images of one's own with a trained run."""
-    from longtail.predicting import SHOWN, predict_paths
-    from longtail.priors import parse_prior
+    from longtail.evaluation.priors import parse_prior
+    from longtail.prediction.predicting import SHOWN, predict_paths
 
     asked = None if prior is None else parse_prior(prior)
     model = _loaded(run, which, "auto")
@@ -60,8 +60,8 @@ def export(
 ) -> None:
     """Write a trained run for other programs: a checked graph, or a folder of weights with a model card."""
     from longtail.errors import unknown_name
-    from longtail.export import ENDINGS
-    from longtail.export import export as write
+    from longtail.exchange.export import ENDINGS
+    from longtail.exchange.export import export as write
 
     if form not in ENDINGS:
         raise unknown_name("format", form, ENDINGS)
@@ -79,8 +79,8 @@ def import_(
     out: Annotated[str | None, typer.Option(help="The run folder to make.")] = None,
 ) -> None:
     """Make a run folder of a public checkpoint, to evaluate, predict with, export or start from."""
-    from longtail.evaluate import describe
-    from longtail.importers import import_checkpoint
+    from longtail.evaluation.evaluate import describe
+    from longtail.exchange.importers import import_checkpoint
     from longtail.layers import parse_assignments
 
     made = import_checkpoint(file, recipe, parse_assignments(settings or []), out)
@@ -99,7 +99,7 @@ def _loaded(run: Path, which: str, device: str) -> Model:
     """The model, with what there is to be said of its checkpoints said on standard error."""
     import warnings
 
-    from longtail.predict import load
+    from longtail.prediction.predict import load
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -13,12 +13,12 @@ import torch
 import longtail
 from longtail.config import NUMBERS_VERSION, Config
 from longtail.data.prepare import Prepared
-from longtail.distributed import world_size
-from longtail.evaluate import Evaluation, write_per_class, write_predictions
+from longtail.evaluation.evaluate import Evaluation, write_per_class, write_predictions
 from longtail.files import write_json
 from longtail.methods import Method
-from longtail.rundir import SCHEMA
-from longtail.state import RunState
+from longtail.processes.distributed import world_size
+from longtail.runs.rundir import SCHEMA
+from longtail.training.state import RunState
 
 
 def describe_run(

@@ -21,16 +21,16 @@ from longtail.config import Config, build_config
 from longtail.data.decoding import BrokenImageError, opened, quiet_pillow, read_pixels
 from longtail.data.squares import middle_square
 from longtail.data.views import build_view
-from longtail.device import resolve_device
 from longtail.errors import ConfigError, DataError, RunError
+from longtail.evaluation.priors import Prior, class_prior, move_prior
+from longtail.evaluation.scoring import Scoring, score
 from longtail.files import read_json
 from longtail.losses import logit_adjustment
 from longtail.methods import Method
 from longtail.methods.base import Answers
-from longtail.priors import Prior, class_prior, move_prior
-from longtail.rundir import RunDir
-from longtail.scoring import Scoring, score
-from longtail.state import build_method, load_model, model_part, stored_config
+from longtail.processes.device import resolve_device
+from longtail.runs.rundir import RunDir
+from longtail.training.state import build_method, load_model, model_part, stored_config
 
 Images = NDArray[Any] | Tensor | Sequence[Any]
 

@@ -13,7 +13,7 @@ from sklearn.utils import assert_all_finite, check_consistent_length, column_or_
 from torch import Tensor
 
 from longtail.errors import ConfigError, DataError
-from longtail.predict import as_uint8
+from longtail.prediction.predict import as_uint8
 
 
 def are_pictures(X: Any) -> bool:

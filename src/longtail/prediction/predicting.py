@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from longtail.data.archives import DAMAGED, load_archive
 from longtail.data.folders import SUFFIXES
 from longtail.errors import ConfigError, DataError, ResourceError
+from longtail.evaluation.priors import Prior, class_prior
 from longtail.files import as_cell
-from longtail.predict import Images, Model, as_uint8
-from longtail.priors import Prior, class_prior
+from longtail.prediction.predict import Images, Model, as_uint8
 
 BATCH = 250
 SHOWN = 20

@@ -21,10 +21,7 @@ from longtail.data.prepare import Prepared
 from longtail.data.scenes import seen_backgrounds
 from longtail.data.views import View
 from longtail.errors import DivergedError
-from longtail.files import as_cell, write_atomic
-from longtail.losses import logit_adjustment
-from longtail.methods import Method
-from longtail.metrics import (
+from longtail.evaluation.metrics import (
     Metrics,
     background_accuracy,
     compute_metrics,
@@ -32,8 +29,11 @@ from longtail.metrics import (
     per_class_accuracy,
     thirds,
 )
-from longtail.profiles import under_profiles
-from longtail.scoring import AS_TRAINED, Scoring, ScoringSettings, choose_scoring, score
+from longtail.evaluation.profiles import under_profiles
+from longtail.evaluation.scoring import AS_TRAINED, Scoring, ScoringSettings, choose_scoring, score
+from longtail.files import as_cell, write_atomic
+from longtail.losses import logit_adjustment
+from longtail.methods import Method
 
 UNCHANGED = ScoringSettings()
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from longtail.distributed import gather_rows
+from longtail.processes.distributed import gather_rows
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,12 @@ from longtail.data.image_files import Pixels, chunks, picked
 from longtail.data.images import ImageSet
 from longtail.data.squares import rows_within
 from longtail.data.views import View
-from longtail.distributed import gather_rows, largest, rank, world_size
 from longtail.errors import ConfigError
 from longtail.losses import logit_adjustment
 from longtail.methods import Method
 from longtail.methods.base import Answers
 from longtail.models.heads import LinearClassifier
+from longtail.processes.distributed import gather_rows, largest, rank, world_size
 from longtail.settings import Settings
 
 EVALUATION_BATCH = 500

@@ -12,14 +12,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from longtail.averaging import Average
 from longtail.config import Config, build_config
 from longtail.errors import ConfigError, DivergedError, RunError
 from longtail.layers import merge
 from longtail.methods import METHODS, Method
 from longtail.models.adapters import ADAPTED
 from longtail.models.weights import load_backbone
-from longtail.rundir import Checkpoint, RunDir
+from longtail.runs.rundir import Checkpoint, RunDir
+from longtail.training.averaging import Average
 
 
 @dataclasses.dataclass

@@ -12,10 +12,10 @@ from rich.console import Console
 
 from longtail.api import run_config
 from longtail.data.settings import check_complete
-from longtail.display import LiveTable, listener_for
-from longtail.distributed import is_first, job
 from longtail.layers import parse_assignments
+from longtail.processes.distributed import is_first, job
 from longtail.recipes import load_config
+from longtail.training.display import LiveTable, listener_for
 
 
 def train_and_report(

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from longtail.distributed import from_first, is_first, world_size
-from longtail.rundir import Checkpoint, RunDir
+from longtail.processes.distributed import from_first, is_first, world_size
+from longtail.runs.rundir import Checkpoint, RunDir
 
 
 def open_run_dir(path: Path | str) -> RunDir:

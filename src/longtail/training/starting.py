@@ -12,15 +12,15 @@ from longtail.config import Config, differences
 from longtail.data.geometry import ResizedCrop
 from longtail.data.prepare import Prepared
 from longtail.data.views import VIEWS, View, build_view
-from longtail.detection import training_peaks
-from longtail.device import cpu_compiler, worth_compiling
-from longtail.distributed import agreed, from_first, rank, world_size
 from longtail.errors import ConfigError, DataError
-from longtail.listeners import Listener
 from longtail.methods import Method
-from longtail.rundir import RunDir
-from longtail.sharing import Sharing
-from longtail.state import stored_config
+from longtail.processes.device import cpu_compiler, worth_compiling
+from longtail.processes.distributed import agreed, from_first, rank, world_size
+from longtail.processes.sharing import Sharing
+from longtail.runs.rundir import RunDir
+from longtail.training.detection import training_peaks
+from longtail.training.listeners import Listener
+from longtail.training.state import stored_config
 
 COMPILE_PAYS_FROM = 200_000
 """Images through the network in training. A ResNet-32 at 32 pixels takes 15 to 40 s to compile on 2 cores and is then

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from longtail.evaluation.metrics import per_class_accuracy
+from longtail.evaluation.priors import move_prior
 from longtail.methods.base import Answers
-from longtail.metrics import per_class_accuracy
-from longtail.priors import move_prior
 
 
 def profile_prior(name: str, class_counts: Sequence[int]) -> Tensor:
@@ -46,7 +46,7 @@ def under_profiles(
 
     top1 = sum_k q_k recall_k over the classes that have test images, with q scaled to sum to 1 over them: what a test
     set of those shares would give on average. ``prior_known`` moves the probabilities to q first
-    (:func:`longtail.priors.move_prior`): LADE's PC softmax. ``probabilities`` (N, C) are softmax of the logits, for the
+    (:func:`longtail.evaluation.priors.move_prior`): LADE's PC softmax. ``probabilities`` (N, C) are softmax of the logits, for the
     prior ``answers_for``.
     """
     logits = torch.from_numpy(probabilities).double().clamp_min(1e-30).log()

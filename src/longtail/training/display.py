@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from longtail.rundir import NOT_A_LOSS
+from longtail.runs.rundir import NOT_A_LOSS
 
 if TYPE_CHECKING:
     from longtail.config import Config

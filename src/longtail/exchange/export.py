@@ -19,13 +19,13 @@ from safetensors.torch import save as serialize_tensors
 from torch import Tensor, nn
 
 import longtail
-from longtail.card import model_card
 from longtail.errors import ConfigError, ResourceError, RunError, unknown_name
+from longtail.exchange.card import model_card
 from longtail.files import disk_error, read_json, write_atomic
 from longtail.losses import logit_adjustment
 from longtail.methods import Method
 from longtail.models.adapters import merge_adapters
-from longtail.predict import EXPORT_SCHEMA, Model, training_only
+from longtail.prediction.predict import EXPORT_SCHEMA, Model, training_only
 from longtail.rng import generator
 
 CHECKED = 256

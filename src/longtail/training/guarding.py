@@ -14,18 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from longtail.averaging import Average
 from longtail.config import Config
 from longtail.data.prepare import Prepared
-from longtail.distributed import from_first
 from longtail.errors import DivergedError, RunError
 from longtail.files import write_json
-from longtail.listeners import Listener
 from longtail.methods import Batch, Method, Progress
-from longtail.rundir import RunDir
-from longtail.sharing import ALONE, Sharing
-from longtail.state import RunState, initial_model, load_model, restore, snapshot
-from longtail.updating import Update, update
+from longtail.processes.distributed import from_first
+from longtail.processes.sharing import ALONE, Sharing
+from longtail.runs.rundir import RunDir
+from longtail.training.averaging import Average
+from longtail.training.listeners import Listener
+from longtail.training.state import RunState, initial_model, load_model, restore, snapshot
+from longtail.training.updating import Update, update
 
 IN_A_ROW = 3
 """Skipped steps after which the run goes back; fewer where an epoch has fewer."""
@@ -68,7 +68,7 @@ class Guard:
         return self.state.epochs_done * self.steps_per_epoch
 
     def update(self, batch: Batch, at: Progress, lr: float) -> Update | None:
-        """:func:`~longtail.updating.update`, or None where it found a value that is not finite: nothing has changed.
+        """:func:`~longtail.training.updating.update`, or None where it found a value that is not finite: nothing has changed.
 
         The forward pass moves buffers (batch-norm's statistics, queues, key encoders) before its loss is known, so they
         are copied first and put back.

@@ -23,10 +23,10 @@ from longtail.data.images import ImageSet
 from longtail.data.readers import in_turn
 from longtail.errors import DataError, ResourceError
 from longtail.files import cache_folder, write_atomic
-from longtail.listeners import Listener
 from longtail.rng import generator
 from longtail.saliency import mask_centers, peak
 from longtail.saliency.detectors import DETECTORS, ImageDetector
+from longtail.training.listeners import Listener
 
 DETECTION_VERSION = 1
 """Raised when a detector gives other peaks: what older versions kept is then found anew."""

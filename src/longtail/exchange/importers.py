@@ -27,21 +27,21 @@ from longtail.data.open import open_data
 from longtail.data.prepare import Prepared
 from longtail.data.settings import WITHOUT_PATH
 from longtail.data.views import build_view
-from longtail.description import describe_run, describe_settings, summarize
-from longtail.device import resolve_device
 from longtail.errors import ConfigError, RunError
-from longtail.evaluate import Evaluation, evaluate, write_per_class, write_predictions
+from longtail.evaluation.evaluate import Evaluation, evaluate, write_per_class, write_predictions
 from longtail.files import write_json
-from longtail.interrupts import locked
 from longtail.layers import merge
-from longtail.listeners import Silent
 from longtail.methods import Method
 from longtail.models.heads import CosineClassifier
+from longtail.processes.device import resolve_device
 from longtail.recipes import load_config
 from longtail.report.page import write_report
-from longtail.rundir import Checkpoint, RunDir
-from longtail.starting import default_out, pin_threads, refuse_choice_without_val
-from longtail.state import RunState, build_method, model_tensors
+from longtail.runs.interrupts import locked
+from longtail.runs.rundir import Checkpoint, RunDir
+from longtail.training.description import describe_run, describe_settings, summarize
+from longtail.training.listeners import Silent
+from longtail.training.starting import default_out, pin_threads, refuse_choice_without_val
+from longtail.training.state import RunState, build_method, model_tensors
 
 NAMES = {
     "encoder.": "network.backbone.",

@@ -9,16 +9,18 @@ from typing import Any
 
 from torch import Tensor
 
-from longtail.averaging import Average, averaged
 from longtail.config import Config
 from longtail.data.images import ImageSet, Source
 from longtail.data.open import open_data
 from longtail.data.readers import read_by
 from longtail.data.stream_loader import loader_for
-from longtail.description import describe_run, summarize, write_results
-from longtail.detection import digest
-from longtail.device import resolve_device
-from longtail.distributed import (
+from longtail.errors import EXIT_SIGTERM, ConfigError, DivergedError, RunError, StoppedError
+from longtail.evaluation.evaluate import Evaluation, describe, evaluate
+from longtail.evaluation.scoring import EvaluationStoppedError
+from longtail.files import read_json
+from longtail.models.recomputing import recompute_blocks
+from longtail.processes.device import resolve_device
+from longtail.processes.distributed import (
     agreed,
     from_first,
     in_turn,
@@ -28,19 +30,17 @@ from longtail.distributed import (
     replicated,
     world_size,
 )
-from longtail.errors import EXIT_SIGTERM, ConfigError, DivergedError, RunError, StoppedError
-from longtail.evaluate import Evaluation, describe, evaluate
-from longtail.faults import inflict, planned_faults
-from longtail.files import read_json
-from longtail.guarding import Guard
-from longtail.interrupts import locked, memory_errors, stop_signals
-from longtail.jobdir import open_run_dir
-from longtail.listeners import Both, Listener, Silent
-from longtail.models.recomputing import recompute_blocks
-from longtail.optim import build_optimizer, lr_at
-from longtail.rundir import Checkpoint
-from longtail.scoring import EvaluationStoppedError
-from longtail.starting import (
+from longtail.runs.interrupts import locked, memory_errors, stop_signals
+from longtail.runs.jobdir import open_run_dir
+from longtail.runs.rundir import Checkpoint
+from longtail.training.averaging import Average, averaged
+from longtail.training.description import describe_run, summarize, write_results
+from longtail.training.detection import digest
+from longtail.training.faults import inflict, planned_faults
+from longtail.training.guarding import Guard
+from longtail.training.listeners import Both, Listener, Silent
+from longtail.training.optim import build_optimizer, lr_at
+from longtail.training.starting import (
     build_views,
     default_out,
     find_peaks,
@@ -53,7 +53,7 @@ from longtail.starting import (
     use_bfloat16,
     with_shards,
 )
-from longtail.state import (
+from longtail.training.state import (
     RunState,
     begin,
     build_method,
@@ -63,8 +63,8 @@ from longtail.state import (
     shown_tensors,
     snapshot,
 )
-from longtail.trackers import Trackers
-from longtail.updating import own_images, part_sizes, wants_partner
+from longtail.training.trackers import Trackers
+from longtail.training.updating import own_images, part_sizes, wants_partner
 
 
 def train(
@@ -85,7 +85,7 @@ def train(
     Raises ConfigError for a folder that exists otherwise or holds another config, DataError, RunError, DivergedError,
     ResourceError, and StoppedError after SIGTERM, Ctrl-C or ``run.stop_after_minutes``.
 
-    Within :func:`longtail.distributed.job` it is one of several processes that all call it: they go through every line
+    Within :func:`longtail.processes.distributed.job` it is one of several processes that all call it: they go through every line
     together, and the first alone writes and speaks.
     """
     if resume and overwrite:

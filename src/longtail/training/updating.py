@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from longtail.config import OptimSettings
-from longtail.distributed import adding_up
 from longtail.errors import DivergedError
 from longtail.methods import Batch, Method, Progress
+from longtail.processes.distributed import adding_up
+from longtail.processes.sharing import ALONE, Shares, Sharing
 from longtail.rng import generator, keyed_global_rng
-from longtail.sharing import ALONE, Shares, Sharing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ def update(
     g = gradient of the loss at the weights w; with ``sam``, at w + rho g / |g| instead; with ``clip``,
     g := g min(1, clip / |g|). Norms are over all parameters together. Raises DivergedError in place of the step where a
     loss or |g| is not finite; all of it is computed before that is looked at, so that several processes do the same.
-    ``sharing`` and ``replica``, the method behind :func:`longtail.distributed.replicated`, are theirs; loss, gradients
+    ``sharing`` and ``replica``, the method behind :func:`longtail.processes.distributed.replicated`, are theirs; loss, gradients
     and norms are alike in all.
     """
     for group in optimizer.param_groups:

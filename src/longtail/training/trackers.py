@@ -19,7 +19,7 @@ from longtail.config import Config
 from longtail.data.prepare import Prepared
 from longtail.errors import ConfigError
 from longtail.files import read_json, write_json
-from longtail.rundir import NOT_A_LOSS, RunDir
+from longtail.runs.rundir import NOT_A_LOSS, RunDir
 
 STEPS_SHOWN = 10
 """Steps of an epoch whose loss is shown, beside its end."""

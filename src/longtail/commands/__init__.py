@@ -1,0 +1,1 @@
+"""What the subcommands of ``longtail`` do, one file for each group of them."""

@@ -1,0 +1,1 @@
+"""From probabilities to numbers: metrics, priors, and how a trained network answers."""

@@ -1,0 +1,1 @@
+"""To other programs and from them: exports, their card, and imported checkpoints."""

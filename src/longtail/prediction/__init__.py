@@ -1,0 +1,1 @@
+"""A trained network as something that takes images and gives probabilities."""

@@ -1,0 +1,1 @@
+"""The run folder: what is written, read again after anything, and locked."""
