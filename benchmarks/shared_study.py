@@ -38,7 +38,7 @@ from longtail.training.starting import build_views, find_peaks
 from longtail.training.state import build_method
 
 LATE: dict[str, tuple[frozenset[str], str, int]] = {
-    "concutmix": (frozenset({"omega", "topk"}), "rectify_start", 1),
+    "concutmix": (frozenset({"omega", "topk", "confidence"}), "rectify_start", 1),
     "smcl": (
         frozenset({"detector", "mask_probability", "mask_alpha", "variant", "ties", "at_edge", "fill"}),
         "mask_start",

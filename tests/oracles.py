@@ -98,7 +98,13 @@ def supervised_contrastive(features: Sequence[Matrix], labels: Sequence[int], te
 
 
 def rectified_labels(
-    features: Matrix, centers: Matrix, labels: Matrix, counts: Sequence[int], scale: float, topk: int
+    features: Matrix,
+    centers: Matrix,
+    labels: Matrix,
+    counts: Sequence[int],
+    scale: float,
+    topk: int,
+    confidence: str = "frequency",
 ) -> list[list[float]]:
     """Inverse distances of the topk nearest centers, mixed in with the clamped confidence."""
     classes = len(centers)
@@ -111,7 +117,14 @@ def rectified_labels(
         total = math.fsum(closeness[k] for k in kept)
         q = [closeness[k] / total if k in kept else 0.0 for k in range(classes)]
         mass = math.fsum(n * share for n, share in zip(counts, t, strict=True))
-        gamma = scale * math.log(mass) / logs if logs > 0 and mass > 0 else 0.0
+        if confidence == "frequency":
+            gamma = scale * math.log(mass) / logs if logs > 0 and mass > 0 else 0.0
+        elif confidence == "constant":
+            gamma = scale
+        elif confidence == "mixedness":
+            gamma = 2 * scale * math.fsum(t[k] * t[j] for k in range(classes) for j in range(classes) if j != k)
+        else:
+            gamma = scale * math.fsum(q[k] for k in range(classes) if t[k] > 0)
         gamma = min(max(gamma, 0.0), 1.0)
         rectified.append([gamma * q[k] + (1.0 - gamma) * t[k] for k in range(classes)])
     return rectified

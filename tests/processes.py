@@ -15,7 +15,7 @@ SERVER = """
 import json, os, sys
 import torch
 torch.set_num_threads(1)
-import longtail.api, longtail.cli, longtail.display
+import longtail.api, longtail.cli, longtail.training.display
 for line in sys.stdin:
     order = json.loads(line)
     child = os.fork()

@@ -15,10 +15,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from longtail.data.packing import pack
 from longtail.errors import StoppedError
 from longtail.files import read_json
 from longtail.runs.rundir import Checkpoint, RunDir
 from longtail.training.loop import train
+from miniatures import miniature
+from pictures import settings
 from processes import Command, Launcher, wait_until
 from tiny import At, assignments, outcome, settings_of, tiny_config
 
@@ -240,3 +243,23 @@ def test_four_processes_train_scenes_as_one_with_four_shards(tmp_path: Path) -> 
     assert (there - here).norm() <= 1e-4 * here.norm()
     found, expected = (read_json(tmp_path / name / "results.json")["last"] for name in ("four", "one"))
     assert found["top1"] == pytest.approx(expected["top1"], abs=0.02)
+
+
+@pytest.mark.slow
+def test_torchrun_trains_from_shards_as_one_process_from_files(tmp_path: Path) -> None:
+    """Streamed images with peaks, which each process carries for its own images, read by one reader each."""
+    files = miniature(tmp_path / "files", "places-lt", classes=5)
+    pack(settings("places-lt", files), tmp_path / "shards")
+    given = ["train", "places-lt/smcl", "data.size=16", "model.backbone=resnet8", "optim.epochs=2", "optim.batch=8"]
+    given += ["method.hidden=16", "method.dim=8", "method.mask_start=0", "method.mask_probability=0.5"]
+    given += ["run.threads=1", "run.compile=false"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    two = [f"data.path={tmp_path / 'shards'}", "run.workers=1", "--out", str(tmp_path / "two")]
+    one = [f"data.path={files}", "run.workers=0", "model.bn_shards=2", "--out", str(tmp_path / "one")]
+    subprocess.run([*torchrun, "-m", "longtail", *given, *two], check=True, timeout=280)
+    subprocess.run([sys.executable, "-m", "longtail", *given, *one], check=True, timeout=280)
+    assert_close(last(tmp_path / "two"), last(tmp_path / "one"))
+    described = [read_json(tmp_path / name / "run.json") for name in ("two", "one")]
+    assert [about["processes"] for about in described] == [2, 1]
+    assert described[0]["data"]["fingerprint"] == described[1]["data"]["fingerprint"]
+    assert described[0]["peaks"] == described[1]["peaks"]

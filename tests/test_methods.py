@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from longtail.methods import METHODS, Batch, Method, Progress
+from longtail.methods.concutmix import rectified
+from longtail.mixing import rectify_labels
 from longtail.models.network import ModelSettings
 from longtail.rng import generator
 
@@ -48,3 +51,14 @@ def test_rectification_starts_after_its_epoch() -> None:
     method = built("concutmix", rectify_start=0.5)
     assert [method.rectifies(Progress(0, epoch, 20, 0)) for epoch in (9, 10, 11)] == [False, False, True]
     assert [method.rectifies(Progress(0, epoch, 200, 0)) for epoch in (100, 101)] == [False, True]
+
+
+def test_concutmix_rectifies_with_the_confidence_it_is_told() -> None:
+    target, features, centers = torch.eye(4)[[0, 1]] * 0.7 + torch.eye(4)[[2, 3]] * 0.3, torch.eye(4)[:2], torch.eye(4)
+    for confidence in ("frequency", "constant", "mixedness", "agreement"):
+        own = built("concutmix", confidence=confidence, omega=0.5, topk=2).settings
+        moved, gamma = rectified(target, features, centers, torch.tensor([8, 4, 2, 1]), own)
+        wanted = rectify_labels(features, centers, target, [8, 4, 2, 1], scale=0.5, topk=2, confidence=confidence)
+        assert torch.equal(moved, wanted), confidence
+        expected = {"frequency": None, "constant": 0.5, "mixedness": 0.42, "agreement": 0.5}[confidence]
+        assert expected is None or float(gamma) == pytest.approx(expected, rel=1e-3), confidence

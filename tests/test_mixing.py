@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 import oracles
 from longtail.mixing import (
     Box,
+    Confidence,
     boxes_around,
     boxes_like,
     boxes_to_mask,
@@ -286,14 +288,31 @@ def rectification(seed: int, batch: int, classes: int, width: int = 6) -> tuple[
     st.integers(1, 9),
     st.sampled_from([0.0, 0.05, 1.0, 10.0, 1e6]),
     st.integers(1, 12),
+    st.sampled_from(get_args(Confidence)),
 )
-def test_rectify_labels_is_the_slow_loop(seed: int, batch: int, classes: int, scale: float, topk: int) -> None:
+def test_rectify_labels_is_the_slow_loop(
+    seed: int, batch: int, classes: int, scale: float, topk: int, confidence: Confidence
+) -> None:
     features, centers, labels, counts = rectification(seed, batch, classes)
-    fast = rectify_labels(features, centers, labels, counts, scale=scale, topk=topk)
-    slow = oracles.rectified_labels(features.tolist(), centers.tolist(), labels.tolist(), counts.tolist(), scale, topk)
+    fast = rectify_labels(features, centers, labels, counts, scale=scale, topk=topk, confidence=confidence)
+    lists = (features.tolist(), centers.tolist(), labels.tolist(), counts.tolist())
+    slow = oracles.rectified_labels(*lists, scale, topk, confidence)
     torch.testing.assert_close(fast, torch.tensor(slow, dtype=torch.float64), rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(fast.sum(1), torch.ones(batch, dtype=torch.float64))
     assert (fast >= 0).all()
+
+
+def test_the_confidence_of_a_pure_and_of_an_even_label() -> None:
+    labels = torch.tensor([[1.0, 0, 0], [0.5, 0, 0.5]])
+    semantic = torch.tensor([[0.25, 0.5, 0.25], [0.25, 0.5, 0.25]])
+
+    def confidence(kind: Confidence) -> list[float]:
+        return rectification_confidence(labels, [9, 9, 9], 0.5, kind=kind, semantic=semantic).tolist()
+
+    assert confidence("frequency") == pytest.approx([0.5 / 3, 0.5 / 3])
+    assert confidence("constant") == [0.5, 0.5]
+    assert confidence("mixedness") == [0.0, 0.5]
+    assert confidence("agreement") == [0.125, 0.25]
 
 
 def test_a_huge_scale_clamps_the_confidence_to_one() -> None:
@@ -396,3 +415,7 @@ def test_rectification_shapes_and_settings_that_do_not_fit_are_refused_in_words(
     for scale in (-1.0, math.nan):
         with pytest.raises(ValueError, match="scale must be at least 0"):
             rectify_labels(features, centers, labels, counts, scale=scale, topk=2)
+    with pytest.raises(ValueError, match="kind must be one of frequency, constant, mixedness, agreement"):
+        rectification_confidence(labels, counts, 1.0, kind="none")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="'agreement' needs the semantic labels"):
+        rectification_confidence(labels, counts, 1.0, kind="agreement")

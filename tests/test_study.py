@@ -357,6 +357,24 @@ def test_a_terminal_gets_a_table_that_survives_any_label(tiny_npz: Path) -> None
     assert "failed: broke" in shown
 
 
+def test_plain_lines_repeat_nothing_and_come_once_a_minute(tiny_npz: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    console, clock = Console(record=True, width=200), [0.0]
+    monkeypatch.setattr("longtail.study.watching.time.monotonic", lambda: clock[0])
+    watch = watcher_for(console)
+    planned = plan(tiny_npz)
+    watch.planned(planned.cells, planned.todo)
+    watch.started(planned.cells[0])
+    for clock[0], text in (
+        (30.0, "epoch 1"),
+        (61.0, "epoch 1"),
+        (150.0, "epoch 1"),
+        (151.0, "epoch 2"),
+        (211.0, "epoch 3"),
+    ):
+        watch.progressed(planned.cells[0], text)
+    assert [line.rpartition(": ")[2] for line in console.export_text().splitlines()[2:]] == ["epoch 1", "epoch 2"]
+
+
 # Several at a time ----------------------------------------------------------------------------------------------------
 
 

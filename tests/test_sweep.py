@@ -29,8 +29,9 @@ from longtail.study.cells import Cell
 from longtail.study.journal import JOURNAL, Drawn, Journal
 from longtail.study.running import Failure
 from longtail.study.search_file import Search, has_search, read_search
+from longtail.study.search_plan import SearchPlan
 from longtail.study.space import Choice, Range
-from longtail.study.sweep import SearchPlan, on_val, plan_search, run_search
+from longtail.study.sweep import on_val, plan_search, run_search
 from longtail.study.sweep_tables import best_first, command
 from longtail.study.sweep_watching import SearchLines, SearchTable, search_watcher_for
 from longtail.study.watching import CellListener

@@ -46,8 +46,8 @@ def under_profiles(
 
     top1 = sum_k q_k recall_k over the classes that have test images, with q scaled to sum to 1 over them: what a test
     set of those shares would give on average. ``prior_known`` moves the probabilities to q first
-    (:func:`longtail.evaluation.priors.move_prior`): LADE's PC softmax. ``probabilities`` (N, C) are softmax of the logits, for the
-    prior ``answers_for``.
+    (:func:`longtail.evaluation.priors.move_prior`): LADE's PC softmax. ``probabilities`` (N, C) are softmax of the
+    logits, for the prior ``answers_for``.
     """
     logits = torch.from_numpy(probabilities).double().clamp_min(1e-30).log()
     found: dict[str, dict[str, float]] = {}

@@ -16,7 +16,7 @@ from longtail.errors import ConfigError
 from longtail.evaluation.scoring import EVALUATION_BATCH, evaluating
 from longtail.explain.backgrounds import finished_model
 from longtail.methods.concutmix import ConCutMix
-from longtail.mixing import rectification_confidence, rectify_labels, semantic_labels
+from longtail.mixing import Confidence, moved_labels, rectification_confidence, semantic_labels
 from longtail.prediction.predict import Model
 from longtail.training.starting import build_views
 
@@ -31,6 +31,7 @@ def label_effect(
     *,
     scale: float,
     topk: int,
+    confidence: Confidence = "frequency",
 ) -> dict[str, Tensor]:
     """What rectification does to each mixed image's label, and what its nearest gallery image says of it.
 
@@ -52,16 +53,18 @@ def label_effect(
         gallery_labels: (N,) int64.
         scale: omega.
         topk: classes that keep a share in q.
+        confidence: what gamma depends on.
 
     Returns:
         (B,) float64 for each name.
     """
     nearest = gallery_labels[torch.cdist(features, gallery).argmin(dim=1)]
     semantic = semantic_labels(features, centers, topk)
-    rectified = rectify_labels(features, centers, area, counts, scale=scale, topk=topk)
+    gamma = rectification_confidence(area, counts, scale, kind=confidence, semantic=semantic)
+    rectified = moved_labels(area, semantic.clone(), gamma)
     outside = area == 0
     found = {
-        "gamma": rectification_confidence(area, counts, scale),
+        "gamma": gamma,
         "moved": (rectified - area).abs().sum(1) / 2,
         "outside": (rectified * outside).sum(1),
         "semantic_outside": (semantic * outside).sum(1),
@@ -103,7 +106,17 @@ def rectification_effect(run: str | Path, *, which: str = "last", omega: float |
         centers = method.network.centers()
     scale = own.omega if omega is None else omega
     labels = data.evaluation.labels.to(area.device)
-    found = label_effect(features, centers, area, method.counts, gallery, labels, scale=scale, topk=own.topk)
+    found = label_effect(
+        features,
+        centers,
+        area,
+        method.counts,
+        gallery,
+        labels,
+        scale=scale,
+        topk=own.topk,
+        confidence=own.confidence,
+    )
     apart = found["neighbor_in_pair"] == 0
     return {
         "which": which,

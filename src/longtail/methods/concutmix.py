@@ -19,7 +19,7 @@ from longtail.methods.base import Batch, DataNeeds, Method, Progress, StepOutput
 from longtail.methods.composition import CutMix, PartnerSampler, soft_target
 from longtail.methods.criteria import LabelSettings, answers_for
 from longtail.methods.patches import PatchSettings
-from longtail.mixing import rectification_confidence, rectify_labels
+from longtail.mixing import Confidence, moved_labels, rectification_confidence, semantic_labels
 from longtail.models.network import ModelSettings, Network, ProjectionSettings, stack_views
 from longtail.settings import Time, resolve_time
 
@@ -39,6 +39,8 @@ class ConCutMixSettings(LabelSettings, PatchSettings):
     """Scale of the confidence gamma in the semantic label; null is C / 1275."""
     topk: int | None = Field(None, ge=1)
     """Centers that a semantic label keeps; null is min(30, round(0.3 C))."""
+    confidence: Confidence = "frequency"
+    """What gamma depends on: the paper's "frequency", or ours: "constant", "mixedness", "agreement"."""
     rectify_start: Time = 0.5
     """Labels are rectified in the epochs after this one: a fraction of the run or an epoch."""
     mix_probability: float = Field(0.5, ge=0, le=1)
@@ -122,5 +124,6 @@ def rectified(
     """The rectified label (B, C) of mixed images, and the mean of gamma."""
     assert own.omega is not None, "filled in by with_classes"
     assert own.topk is not None, "filled in by with_classes"
-    moved = rectify_labels(projected, centers, target, counts, scale=own.omega, topk=own.topk)
-    return moved, rectification_confidence(target, counts, own.omega).mean()
+    semantic = semantic_labels(projected, centers, own.topk)
+    gamma = rectification_confidence(target, counts, own.omega, kind=own.confidence, semantic=semantic)
+    return moved_labels(target, semantic, gamma), gamma.mean()

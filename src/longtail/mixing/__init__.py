@@ -19,6 +19,8 @@ from longtail.mixing.boxes import (
 from longtail.mixing.labels import mix_labels, mixup, remix_factor
 from longtail.mixing.rectification import (
     MINIMUM_DISTANCE,
+    Confidence,
+    moved_labels,
     rectification_confidence,
     rectify_labels,
     semantic_labels,
@@ -27,6 +29,7 @@ from longtail.mixing.rectification import (
 __all__ = [
     "MINIMUM_DISTANCE",
     "Box",
+    "Confidence",
     "align_box",
     "align_boxes",
     "boxes_around",
@@ -39,6 +42,7 @@ __all__ = [
     "erase",
     "mix_labels",
     "mixup",
+    "moved_labels",
     "paste",
     "rectification_confidence",
     "rectify_labels",

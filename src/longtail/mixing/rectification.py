@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ PRODUCTS_FROM = 2**27
 
 _BLOCK = 2**19
 
+Confidence = Literal["frequency", "constant", "mixedness", "agreement"]
+"""What the confidence in a semantic label depends on."""
+
 
 @torch.no_grad()
 def rectify_labels(
@@ -25,6 +29,7 @@ def rectify_labels(
     *,
     scale: float,
     topk: int,
+    confidence: Confidence = "frequency",
 ) -> Tensor:
     """Label rectification of ConCutMix: moves an area label toward the classes whose centers are near the feature.
 
@@ -42,6 +47,7 @@ def rectify_labels(
         counts: (C,) training images per class.
         scale: the config's omega, at least 0; the authors' values are 0.2 C / 255.
         topk: classes that keep a share in q; more than C means C.
+        confidence: what gamma depends on; "frequency" is the paper's.
 
     Returns:
         (B, C) labels of the type of ``labels``; rows sum to 1.
@@ -54,7 +60,14 @@ def rectify_labels(
             f"labels must be (B, C) = ({features.shape[0]}, {centers.shape[0]}), not {tuple(labels.shape)}."
         )
     semantic = semantic_labels(features, centers, topk)
-    gamma = rectification_confidence(labels, counts, scale).to(semantic.dtype)[:, None]
+    gamma = rectification_confidence(labels, counts, scale, kind=confidence, semantic=semantic)
+    return moved_labels(labels, semantic, gamma)
+
+
+@torch.no_grad()
+def moved_labels(labels: Tensor, semantic: Tensor, gamma: Tensor) -> Tensor:
+    """gamma q + (1 - gamma) t, (B, C) of the type of t ``labels``; overwrites q ``semantic``. gamma is (B,)."""
+    gamma = gamma.to(semantic.dtype)[:, None]
     return (semantic.mul_(gamma) + (1.0 - gamma) * labels).to(labels.dtype)
 
 
@@ -120,30 +133,77 @@ def _differences(features: Tensor, centers: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def rectification_confidence(labels: Tensor, counts: Sequence[int] | Tensor, scale: float) -> Tensor:
-    """The confidence gamma_i in the semantic label, (B,) in [0, 1]: larger for labels of frequent classes.
+def rectification_confidence(
+    labels: Tensor,
+    counts: Sequence[int] | Tensor,
+    scale: float,
+    *,
+    kind: Confidence = "frequency",
+    semantic: Tensor | None = None,
+) -> Tensor:
+    """The confidence gamma_i in the semantic label q_i, (B,) in [0, 1].
 
     ::
 
-        gamma_i = clamp(scale * log(sum_k N_k t_ik) / sum_k log N_k, 0, 1)      (natural logarithms)
+        frequency   gamma_i = clamp(scale * log(sum_k N_k t_ik) / sum_k log N_k, 0, 1)   (natural logarithms)
+        constant    gamma_i = clamp(scale, 0, 1)
+        mixedness   gamma_i = clamp(scale * 2 (1 - sum_k t_ik^2), 0, 1)     4 lambda (1 - lambda) for a mixed pair
+        agreement   gamma_i = clamp(scale * sum_{k: t_ik > 0} q_ik, 0, 1)
 
-    log N_k of a class without images is taken as 0; sum_k log N_k = 0 gives gamma = 0.
+    "frequency" is ConCutMix's (Pan et al., arXiv 2407.04911): larger for labels of frequent classes. log N_k of a class
+    without images is taken as 0; sum_k log N_k = 0 gives gamma = 0. The others are ours: without any opinion; largest
+    where the area label is least sure and 0 for a label of one class; as far as the semantic label believes in the
+    classes that were mixed.
 
     Args:
         labels: t (B, C), the area labels.
         counts: N (C,).
         scale: the config's omega, at least 0.
+        kind: one of the four.
+        semantic: q (B, C), which "agreement" asks.
+
+    Raises:
+        ValueError: on shapes that do not fit, scale < 0, an unknown kind, "agreement" without q.
     """
     if not scale >= 0:
         raise ValueError(f"scale must be at least 0, not {scale}.")
     if labels.ndim != 2:
         raise ValueError(f"labels must be (B, C), not {tuple(labels.shape)}.")
-    kind = torch.promote_types(labels.dtype, torch.float32)
-    number = torch.as_tensor(counts).to(labels.device, kind)
+    if kind not in _CONFIDENCES:
+        raise ValueError(f"kind must be one of {', '.join(_CONFIDENCES)}, not {kind!r}.")
+    wide = torch.promote_types(labels.dtype, torch.float32)
+    number = torch.as_tensor(counts).to(labels.device, wide)
     if number.shape != (labels.shape[1],):
         raise ValueError(f"counts must be ({labels.shape[1]},) for these labels, not {tuple(number.shape)}.")
+    if kind == "agreement" and (semantic is None or semantic.shape != labels.shape):
+        raise ValueError("'agreement' needs the semantic labels, of the shape of the labels.")
+    return _CONFIDENCES[kind](labels.to(wide), number, scale, semantic).clamp(0.0, 1.0)
+
+
+def _frequency(labels: Tensor, number: Tensor, scale: float, semantic: Tensor | None) -> Tensor:
     total = number.clamp_min(1.0).log().sum()
     # A mass below one image would give a negative gamma, that is 0 after the clamp.
-    mass = (labels.to(kind) @ number).clamp_min(1.0).log()
+    mass = (labels @ number).clamp_min(1.0).log()
     # total is 0 only where no class has two images: then the mass is 0 as well.
-    return (scale * mass / torch.where(total > 0, total, 1.0)).clamp(0.0, 1.0)
+    return scale * mass / torch.where(total > 0, total, 1.0)
+
+
+def _constant(labels: Tensor, number: Tensor, scale: float, semantic: Tensor | None) -> Tensor:
+    return labels.new_full((len(labels),), scale)
+
+
+def _mixedness(labels: Tensor, number: Tensor, scale: float, semantic: Tensor | None) -> Tensor:
+    return scale * 2.0 * (1.0 - labels.square().sum(1))
+
+
+def _agreement(labels: Tensor, number: Tensor, scale: float, semantic: Tensor | None) -> Tensor:
+    assert semantic is not None, "checked above"
+    return scale * (semantic * (labels > 0)).sum(1).to(labels.dtype)
+
+
+_CONFIDENCES: dict[Confidence, Callable[[Tensor, Tensor, float, Tensor | None], Tensor]] = {
+    "frequency": _frequency,
+    "constant": _constant,
+    "mixedness": _mixedness,
+    "agreement": _agreement,
+}

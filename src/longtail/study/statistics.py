@@ -56,8 +56,9 @@ def paired_bootstrap(
     resampled within their class, so that no class is ever empty. Efron & Tibshirani 1993, chapters 8 and 13.
 
     It speaks of the choice of test images for these trained networks; how much another seed would move the result is
-    what the standard deviation says. As in :func:`longtail.evaluation.metrics.paired_bootstrap`, a resample is drawn by how often
-    each of the few distinct values of d comes, which is multinomial: the distribution is that of drawing images.
+    what the standard deviation says. As in :func:`longtail.evaluation.metrics.paired_bootstrap`, a resample is drawn by
+    how often each of the few distinct values of d comes, which is multinomial: the distribution is that of drawing
+    images.
 
     ``correct_a``, ``correct_b`` (S, N) bool, rows of equal seed, images in the same order; ``strata`` (N,) integers.
     Raises ValueError for shapes that do not fit and for no image.

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from longtail.data.open import open_data
 from longtail.errors import ConfigError, DataError, DivergedError, RunError
@@ -14,62 +13,15 @@ from longtail.files import disk_error
 from longtail.runs.interrupts import locked, stop_signals
 from longtail.runs.rundir import RunDir
 from longtail.study import CellsFailedError
-from longtail.study.cells import Cell, Finder, study_cells
+from longtail.study.cells import Cell, Finder
 from longtail.study.journal import Drawn, Journal
 from longtail.study.running import Failure, run_cells, stopped
 from longtail.study.search_file import METRICS, Search, read_search
-from longtail.study.sweep_tables import best_first, write_search_tables
-
-if TYPE_CHECKING:
-    from longtail.study.sweep_watching import SearchLines
+from longtail.study.search_plan import SearchPlan
+from longtail.study.sweep_watching import SearchLines
 
 FAILED_BY_SETTINGS = (ConfigError.exit_code, DivergedError.exit_code)
 """Exit codes of a run that its settings are to blame for. Others end the search, and the trial stays open."""
-
-
-@dataclass
-class SearchPlan:
-    """A search, its folder, and what there is of its trials."""
-
-    search: Search
-    out: Path
-    drawn: list[Drawn]
-    images: str | None = None
-    """The digest of the images; None where nothing is to be run."""
-
-    @property
-    def open(self) -> list[Drawn]:
-        """Trials that were begun, in their order."""
-        return [one for one in self.drawn if one.state == "open" and one.number < self.search.trials]
-
-    @property
-    def missing(self) -> int:
-        """How many trials are still to be drawn."""
-        return max(0, self.search.trials - len(self.drawn))
-
-    @property
-    def best(self) -> Drawn | None:
-        """The finished trial of the highest mean, of equal ones the first."""
-        ended = best_first(self.drawn)
-        return ended[0] if ended and ended[0].state == "finished" else None
-
-    def write_tables(self) -> None:
-        """Write search.md, search.csv and, once a trial is finished, best.yaml."""
-        write_search_tables(self.out, self.search, self.drawn)
-
-    def cells(self, trial: Drawn) -> list[Cell]:
-        """The runs of a trial, one for each seed; raises ConfigError where its settings do not go together."""
-        return study_cells(self.search.study_of(self.search.row(trial.name, trial.parameters)), self.out)
-
-    def lines(self) -> list[str]:
-        """What ``--dry-run`` shows."""
-        said = []
-        for trial in self.drawn:
-            drawn = ", ".join(f"{key}={value}" for key, value in self.search.drawn(trial.parameters).items())
-            number = f" ({self.search.metric} {trial.mean:.4f} on val)" if trial.state == "finished" else ""
-            said.append(f"{trial.name}: {trial.state}{number}: {drawn}")
-        to_run = len(self.open) + self.missing
-        return [*said, f"{self.search.trials} trials, {to_run} to be run, into {self.out}"]
 
 
 def plan_search(path: str | Path, overrides: Mapping[str, Any] | None = None, *, out: Path | None = None) -> SearchPlan:

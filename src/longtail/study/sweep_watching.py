@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.markup import escape
@@ -12,12 +11,10 @@ from rich.table import Table
 from longtail.study.cells import Cell
 from longtail.study.journal import Drawn
 from longtail.study.search_file import METRICS
+from longtail.study.search_plan import SearchPlan
 from longtail.study.sweep_tables import best_first, shown
 from longtail.study.watching import StudyLines, StudyTable, last_epoch
 from longtail.training.display import clock
-
-if TYPE_CHECKING:
-    from longtail.study.sweep import SearchPlan
 
 ROWS = 10
 """Of the live table: the best trials so far."""

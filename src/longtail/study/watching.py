@@ -23,7 +23,7 @@ SECONDS_BETWEEN_LINES = 60.0
 
 
 class StudyLines:
-    """Plain lines: one when a cell starts, one when it ends, and its last epoch at most once a minute."""
+    """Plain lines: one when a cell starts, one when it ends, and at most once a minute how far it is."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -31,7 +31,7 @@ class StudyLines:
         self.running: dict[Cell, str] = {}
         self.failed: dict[Cell, str] = {}
         self.began: dict[Cell, float] = {}
-        self._said: dict[Cell, float] = {}
+        self._said: dict[Cell, tuple[float, str]] = {}
 
     def planned(self, cells: Sequence[Cell], todo: Sequence[Cell]) -> None:
         """Called once, before the first cell."""
@@ -45,15 +45,17 @@ class StudyLines:
     def started(self, cell: Cell) -> None:
         """A cell starts, or goes on."""
         self.running[cell] = ""
-        self.began[cell] = self._said[cell] = time.monotonic()
+        self.began[cell] = time.monotonic()
+        self._said[cell] = self.began[cell], ""
         verb = "goes on" if cell.status == "stopped" else "starts"
         self.say(f"[{self._number(cell)}] {cell.name}: {verb} in {_shown(cell.folder)}")
 
     def progressed(self, cell: Cell, text: str) -> None:
         """A cell has something to show."""
         self.running[cell] = text
-        if text and time.monotonic() - self._said[cell] > SECONDS_BETWEEN_LINES:
-            self._said[cell] = time.monotonic()
+        then, said = self._said[cell]
+        if text not in ("", said) and time.monotonic() - then > SECONDS_BETWEEN_LINES:
+            self._said[cell] = time.monotonic(), text
             self.say(f"[{self._number(cell)}] {cell.name}: {text}")
 
     def ended(self, cell: Cell, error: str | None) -> None:

@@ -68,7 +68,7 @@ class Guard:
         return self.state.epochs_done * self.steps_per_epoch
 
     def update(self, batch: Batch, at: Progress, lr: float) -> Update | None:
-        """:func:`~longtail.training.updating.update`, or None where it found a value that is not finite: nothing has changed.
+        """:func:`~longtail.training.updating.update`, or None, with nothing changed, at a value that is not finite.
 
         The forward pass moves buffers (batch-norm's statistics, queues, key encoders) before its loss is known, so they
         are copied first and put back.

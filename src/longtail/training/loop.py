@@ -85,8 +85,8 @@ def train(
     Raises ConfigError for a folder that exists otherwise or holds another config, DataError, RunError, DivergedError,
     ResourceError, and StoppedError after SIGTERM, Ctrl-C or ``run.stop_after_minutes``.
 
-    Within :func:`longtail.processes.distributed.job` it is one of several processes that all call it: they go through every line
-    together, and the first alone writes and speaks.
+    Within :func:`longtail.processes.distributed.job` it is one of several processes that all call it: they go through
+    every line together, and the first alone writes and speaks.
     """
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite exclude each other.")

@@ -57,8 +57,8 @@ def update(
     g = gradient of the loss at the weights w; with ``sam``, at w + rho g / |g| instead; with ``clip``,
     g := g min(1, clip / |g|). Norms are over all parameters together. Raises DivergedError in place of the step where a
     loss or |g| is not finite; all of it is computed before that is looked at, so that several processes do the same.
-    ``sharing`` and ``replica``, the method behind :func:`longtail.processes.distributed.replicated`, are theirs; loss, gradients
-    and norms are alike in all.
+    ``sharing`` and ``replica``, the method behind :func:`longtail.processes.distributed.replicated`, are theirs; loss,
+    gradients and norms are alike in all.
     """
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("rate", 1.0)
