@@ -14,8 +14,8 @@ import pytest
 import longtail.api as api
 from amounts import amounts
 from longtail.api import run_config
-from longtail.commands.ending import stoppable
 from longtail.errors import StoppedError
+from longtail.runs.ending import stoppable
 from longtail.runs.rundir import RunDir
 from longtail.training.loop import train
 from processes import Launcher, wait_until

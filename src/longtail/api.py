@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longtail.commands.ending import stoppable
 from longtail.data.images import Source
 from longtail.data.open import open_data
 from longtail.data.prepare import Prepared
@@ -22,6 +21,7 @@ from longtail.processes.device import resolve_device
 from longtail.processes.distributed import is_first, job, leave
 from longtail.recipes import load_config
 from longtail.report.page import write_report
+from longtail.runs.ending import stoppable
 from longtail.runs.exported import CARD, exported_config, is_exported, read_about
 from longtail.runs.rundir import RunDir
 from longtail.training.listeners import Listener, Silent
