@@ -10,7 +10,7 @@ JOBS ?= 2
 BROWSER := chromium chromium-driver
 NO_BROWSER := The tests of the report in a browser are left out. To have them: sudo apt-get install $(BROWSER)
 
-.PHONY: demo test test-slow browser check bench docs results clean
+.PHONY: demo test test-slow coverage browser check bench docs results clean
 
 # A .venv is good if it was made by this Python, for these requirements, at this place, and still imports.
 WANTED = $(shell cat pyproject.toml $(CONSTRAINTS) Makefile | cksum) $(shell $(PYTHON) -c 'import sys; print(sys.version_info[:2], sys.base_prefix)') $(CURDIR)
@@ -48,6 +48,13 @@ browser:  ## what tests/test_browser.py needs: installed where that can be done 
 	echo "Installing chromium and its driver" && apt-get update -qq && apt-get install -y -qq --no-install-recommends $(BROWSER) >/dev/null || echo "$(NO_BROWSER)"; \
 	else echo "$(NO_BROWSER)"; fi
 
+coverage: $(STAMP)  ## lines and branches that the default and the slow tests run, and whether they are enough
+	rm -f .coverage .coverage.*
+	$(BIN)/python -m coverage run -m pytest -q -n $(JOBS) -o timeout=1800
+	$(BIN)/python -m coverage run -m pytest -q -m slow -o timeout=1800 --ignore tests/test_speed.py
+	$(BIN)/python -m coverage combine -q
+	$(BIN)/python benchmarks/covered.py
+
 bench: $(STAMP)  ## the real step beside the bare network
 	$(BIN)/python benchmarks/throughput.py
 
@@ -59,4 +66,4 @@ results: $(STAMP)  ## docs/results.md from results/
 	$(BIN)/python benchmarks/results.py table
 
 clean:
-	rm -rf $(VENV) runs/demo docs/_build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) runs/demo docs/_build .mypy_cache .ruff_cache .pytest_cache .coverage .coverage.*

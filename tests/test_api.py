@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import signal
 import threading
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import pytest
 import longtail
 from longtail.api import evaluate_run
 from longtail.data import from_arrays
-from longtail.errors import ConfigError, DataError, StoppedError
+from longtail.errors import ConfigError, DataError
 from longtail.evaluation.evaluate import compare_numbers
 from longtail.training.loop import train
 from tiny import KilledError, Recorder, outcome, settings_of, tiny_config, write_npz
@@ -140,22 +139,6 @@ def test_a_missing_archive_is_a_data_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"absent\.npz"):
         longtail.train("npz/ce", data={"path": tmp_path / "absent.npz"}, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-def test_a_signal_while_the_report_is_written_waits_for_it(
-    tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def write(out: Path) -> None:
-        signal.raise_signal(signal.SIGTERM)
-        (out / "report.html").write_text("a page")
-
-    monkeypatch.setattr("longtail.api.write_report", write)
-    own = settings_of("ce", data={"path": tiny_npz})
-    with pytest.raises(StoppedError) as caught:
-        longtail.train("npz/ce", out=tmp_path / "run", **own)
-    assert caught.value.exit_code == 75
-    assert (tmp_path / "run" / "report.html").read_text() == "a page"
-    assert longtail.train("npz/ce", out=tmp_path / "run", resume=True, **own).results["epochs"] == 2
 
 
 def test_a_run_killed_before_its_report_gets_it_when_resumed(

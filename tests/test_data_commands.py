@@ -234,7 +234,9 @@ def test_ten_thousand_small_images_are_checked_within_a_minute(tmp_path: Path) -
         picture(tmp_path / "train" / str(n % 20) / f"{n}.jpg", n, height=64, width=64)
     began = time.monotonic()
     assert check_data(settings("folder", tmp_path)).findings == []
-    assert time.monotonic() - began < 60
+    seconds = time.monotonic() - began
+    print(f"10,000 images in {seconds:.1f} s")
+    assert seconds < 60
 
 
 # stats ----------------------------------------------------------------------------------------------------------------

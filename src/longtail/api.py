@@ -21,8 +21,8 @@ from longtail.processes.device import resolve_device
 from longtail.processes.distributed import is_first, job, leave
 from longtail.recipes import load_config
 from longtail.report.page import write_report
+from longtail.runs.ending import stoppable
 from longtail.runs.exported import CARD, exported_config, is_exported, read_about
-from longtail.runs.interrupts import stop_signals
 from longtail.runs.rundir import RunDir
 from longtail.training.listeners import Listener, Silent
 from longtail.training.loop import train as train_config
@@ -123,11 +123,8 @@ def run_config(
     if not first:
         return Run(out, results)
     if not (out / "report.html").is_file():
-        # A signal now would throw away a page of a few seconds' work and no training: the page is written first.
-        with stop_signals() as stop:
+        with stoppable():  # at once: with --resume the run is found finished and its page is written
             write_report(out)
-        if stop.requested:
-            raise stop.error(out)
     return Run(out)
 
 

@@ -12,8 +12,8 @@ import typer
 
 from longtail.commands import taking_away
 from longtail.commands.data import data
-from longtail.commands.ending import stoppable, untyped
 from longtail.errors import EXIT_BUG, ConfigError, LongtailError
+from longtail.runs.ending import stoppable, untyped
 
 if TYPE_CHECKING:
     from rich.console import Console
