@@ -46,6 +46,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "saliencymix": ("saliencymix", {"method": {"mix_probability": 1.0}}),
     "micro-batches": ("concutmix", {"optim": {"accumulate": 2}}),
     "sharpness and clipping": ("bcl", {"optim": {"sam": 0.05, "clip": 1.0}}),
+    "sharpness and contrast for a while": (
+        "bcl",
+        {"optim": {"sam": 0.05, "sam_start": 1}, "method": {"contrast_stop": 1}},
+    ),
+    "small images at first": ("concutmix", {"views": {"progressive_size": 4, "progressive_stop": 1}}),
     "threads": ("cutmix", {"run": {"workers": 2}}),
     "vision transformer": ("ce", {"model": {"backbone": "vit-small-patch4"}}),
 }
@@ -85,10 +90,11 @@ def five_steps(order: str, archive: Path, *, shards: int | None = None) -> dict[
     replica = replicated(method, leaves_unused=method.leaves_unused)
     method.train()
     losses = []
-    for step, batch in enumerate(loader.iterate(0, 5, wants_partner(method, optim.accumulate))):
+    for step, batch in enumerate(loader.iterate(0, 5, wants_partner(method, optim.accumulate), method.views_at)):
         at = dataclasses.replace(loader.progress(step), epochs=optim.epochs)
+        method.see_at(config.views.side_at(at.epoch, optim.epochs))
         done = update(method, optimizer, batch, at, RATE, optim, sharing, replica)
-        losses.append([done.loss, done.forwarded, *done.logs.values()])
+        losses.append([done.loss, done.forwarded, done.saved, *done.logs.values()])
     width = max(map(len, losses))
     found = {
         f"model/{key}": value.detach().clone(memory_format=torch.contiguous_format)

@@ -343,6 +343,8 @@ CHANGES += [
     "data.allow_empty=true",
 ]
 CHANGES += ["views.classification=autoaugment", "views.contrastive=autoaugment", "views.contrastive_size=16"]
+CHANGES += ["views.progressive_size=16", "views.progressive_stop=0.3", "optim.sam_start=0.8"]
+CHANGES += ["method.contrast_start=0.1", "method.contrast_stop=0.9"]
 CHANGES += ["model.backbone=resnet20"]
 CHANGES += ["model.bn=sync", "model.bn_shards=2"]
 CHANGES += ["model.classifier=cosine", "method.name=bcl", "method.tau=0.5", "method.omega=0.5"]

@@ -3,21 +3,24 @@
 import pytest
 
 from longtail.cli import main
+from longtail.config import differences
+from longtail.errors import ConfigError
 from longtail.methods import METHODS
-from longtail.recipes import load_config, recipe, recipe_names, recipe_source
-from longtail.recipes.presets import OF_IMBALANCE, PRESETS, TUNED
+from longtail.recipes import load_config, recipe, recipe_names, recipe_note, recipe_source
+from longtail.recipes.presets import NAMED, OF_IMBALANCE, PRESETS, TUNED, Named
 
 
 def test_there_is_a_recipe_for_every_pair_of_a_preset_and_a_method() -> None:
-    assert set(recipe_names()) == {f"{data}/{method}" for data in PRESETS for method in METHODS}
+    assert set(recipe_names()) == {f"{data}/{method}" for data in PRESETS for method in METHODS} | set(NAMED)
 
 
 def test_tuned_entries_are_recipes_and_say_where_they_come_from() -> None:
     assert set(TUNED) <= set(recipe_names())
+    assert not set(NAMED) & set(TUNED)
     assert set(OF_IMBALANCE) <= set(TUNED)
     for name in recipe_names():
         assert recipe_source(name) in ("paper", "authors' program", "ours (selected on val)", "untuned defaults")
-        assert (recipe_source(name) == "untuned defaults") == (name not in TUNED)
+        assert (recipe_source(name) == "untuned defaults") == (name not in {*TUNED, *NAMED})
 
 
 def test_cifar_recipes_default_to_imbalance_100() -> None:
@@ -39,6 +42,7 @@ def test_the_main_recipe_is_that_of_the_authors() -> None:
         "tau": 0.9,
         "omega": 20 / 255,
         "topk": 30,
+        "confidence": "frequency",
         "rectify_start": 0.5,
         "mix_probability": 0.5,
         "mix_alpha": 1.0,
@@ -46,6 +50,8 @@ def test_the_main_recipe_is_that_of_the_authors() -> None:
         "patch": None,
         "hidden": 512,
         "dim": 128,
+        "contrast_start": 0,
+        "contrast_stop": 1.0,
     }
     assert config.model.model_dump() == {
         "backbone": "resnet32",
@@ -62,6 +68,8 @@ def test_the_main_recipe_is_that_of_the_authors() -> None:
         "classification": "autoaugment",
         "contrastive": "contrastive",
         "contrastive_size": None,
+        "progressive_size": None,
+        "progressive_stop": 0.5,
     }
     optim = config.optim
     assert (optim.epochs, optim.batch, optim.lr, optim.schedule) == (200, 256, 0.15, "step")
@@ -108,3 +116,45 @@ def test_the_list_says_whose_numbers_a_recipe_has(capsys: pytest.CaptureFixture[
     assert "authors' program (tau is theirs" in lines["cifar100/concutmix"]
     assert "ours (selected on val) (backbone" in lines["scenes/concutmix"]
     assert lines["npz/ce"].endswith("untuned defaults")
+
+
+# Recipes with a name of their own -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A recipe ``cifar100/quick`` of ConCutMix with other epochs and another tau."""
+    own = {"optim": {"epochs": 7}, "method": {"beta": 0.2}}
+    monkeypatch.setitem(NAMED, "cifar100/quick", Named(own, "ours (selected on val)", "a test", method="concutmix"))
+    return "cifar100/quick"
+
+
+def test_a_named_recipe_is_that_of_its_method_with_its_settings_over_it(quick: str) -> None:
+    config, plain = load_config(quick), load_config("cifar100/concutmix")
+    assert differences(config, plain) == ["method.beta", "optim.epochs"]
+    assert (config.method_name, config.recipe) == ("concutmix", "cifar100/concutmix")
+    assert (config.optim.epochs, config.method.beta) == (7, 0.2)  # type: ignore[attr-defined]
+
+
+def test_a_named_recipe_takes_what_its_methods_source_has_for_an_imbalance(quick: str) -> None:
+    assert load_config(quick, ["data.imbalance=50"]).method.tau == 0.75  # type: ignore[attr-defined]
+
+
+def test_settings_go_over_a_named_recipe_and_another_method_leaves_it(quick: str) -> None:
+    assert load_config(quick, ["optim.epochs=3"]).optim.epochs == 3
+    assert load_config(quick, ["method.name=bcl"]) == load_config("cifar100/bcl")
+    assert load_config(quick, ["data.name=cifar10"]) == load_config("cifar10/concutmix")
+
+
+def test_a_named_recipe_has_a_run_folder_of_its_own(quick: str) -> None:
+    assert load_config(quick, ["seed=3"]).out == "runs/cifar100-quick-s3"
+    assert load_config(quick, ["out=there"]).out == "there"
+    assert load_config("cifar100/concutmix").out is None
+
+
+def test_named_recipes_are_listed_and_found_by_their_nearest_name(quick: str) -> None:
+    assert quick in recipe_names()
+    assert (recipe_source(quick), recipe_note(quick)) == ("ours (selected on val)", "a test")
+    with pytest.raises(ConfigError, match="quikc") as caught:
+        load_config("cifar100/quikc")
+    assert "quick" in str(caught.value.hint)

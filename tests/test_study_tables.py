@@ -82,6 +82,17 @@ def test_a_row_is_mean_and_sample_deviation_over_its_seeds(tmp_path: Path) -> No
     assert line["image passes"] == "1,000"
 
 
+def test_passes_at_full_size_are_shown_where_they_differ_from_images(tmp_path: Path) -> None:
+    whole, small = results(full_size_passes=1000), results(full_size_passes=400)
+    found = table([cell(tmp_path, "a", 0, whole), cell(tmp_path, "b", 0, small), cell(tmp_path, "c", 0, None)])
+    assert [line_of(found, row)["at full size"] for row in range(3)] == ["1,000", "400", "-"]
+    assert any("a quarter of a pass" in remark for remark in remarks(found))
+    assert "full_size_passes" in comma_separated(found).splitlines()[0]
+    older = table([cell(tmp_path, "a", 1, results()), cell(tmp_path, "b", 1, whole)])
+    assert "at full size" not in header(older)
+    assert not any("quarter" in remark for remark in remarks(older))
+
+
 @pytest.mark.parametrize(("n", "shown"), [(1, "1 (n=1)"), (2, "2 (n=2)"), (3, "3")])
 def test_fewer_than_three_seeds_are_marked(tmp_path: Path, n: int, shown: str) -> None:
     assert line_of(table([cell(tmp_path, "a", seed, results()) for seed in range(n)]))["seeds"] == shown

@@ -24,7 +24,7 @@ from longtail.methods import METHODS
 from longtail.models import check_backbone
 from longtail.models.network import ModelSettings
 from longtail.saliency.detectors import DETECTORS
-from longtail.settings import AbsolutePath, Settings
+from longtail.settings import AbsolutePath, Settings, Time, resolve_time
 from longtail.training_settings import OptimSettings as OptimSettings
 from longtail.training_settings import RunSettings as RunSettings
 
@@ -41,11 +41,19 @@ class ViewSettings(Settings):
     """Augmentation of the views of a contrastive loss."""
     contrastive_size: int | None = Field(None, ge=8)
     """Side of those views in pixels; null is that of the images. Smaller ones cost less, with the square."""
+    progressive_size: int | None = Field(None, ge=4)
+    """Side in pixels that the network sees all images at in the first part of a run; null is theirs throughout."""
+    progressive_stop: Time = 0.5
+    """From this epoch on it sees them in full: a fraction of the run or an epoch."""
 
     @property
     def names(self) -> dict[str, str]:
         """The augmentation of each role, and of images as they are."""
         return {"classification": self.classification, "contrastive": self.contrastive, "plain": "plain"}
+
+    def side_at(self, epoch: int, epochs: int) -> int | None:
+        """The side that images are brought to in this epoch (stop 0.5 of 40: epochs 0..19); None is their own."""
+        return self.progressive_size if epoch < resolve_time(self.progressive_stop, epochs) else None
 
 
 def _named(name: str) -> type[Settings]:

@@ -42,6 +42,8 @@ class OptimSettings(Settings):
     """Decay of an average of the weights, which is then evaluated, kept as best and predicted with; null has none."""
     sam: float | None = Field(None, gt=0, allow_inf_nan=False)
     """Radius rho of sharpness-aware minimization, at twice the image passes; null is off."""
+    sam_start: Time = 0
+    """It begins in this epoch: a fraction of the run or an epoch."""
     patience: int | None = Field(None, ge=1)
     """End after so many evaluations without a better balanced accuracy on val; null trains every epoch."""
 
@@ -53,6 +55,10 @@ class OptimSettings(Settings):
             raise ValueError(f"leaves micro-batches of less than 2 of the {batch} images of optim.batch")
         return value
 
+    def sharpens(self, epoch: int, epochs: int) -> bool:
+        """Whether steps of this epoch take SAM's second pass (start 0.8 of 200: epochs 160..199)."""
+        return self.sam is not None and epoch >= resolve_time(self.sam_start, epochs)
+
     def resolved(self) -> dict[str, Any]:
         """The times that this schedule uses, in epochs: ``{"warmup_epochs": 1, "milestones": [16, 18]}`` for step."""
         times: dict[str, Any] = {}
@@ -60,6 +66,8 @@ class OptimSettings(Settings):
             times["warmup_epochs"] = resolve_time(self.warmup_epochs, self.epochs, round_up=True)
         if self.schedule == "step":
             times["milestones"] = [resolve_time(time, self.epochs) for time in self.milestones]
+        if self.sam is not None and self.sam_start != 0:
+            times["sam_start"] = resolve_time(self.sam_start, self.epochs)
         return times
 
 

@@ -19,7 +19,7 @@ from longtail.models import BACKBONES, build_backbone
 from longtail.models.heads import CLASSIFIERS
 from longtail.models.network import ModelSettings, Network
 from longtail.recipes import load_config, recipe_names
-from longtail.recipes.presets import PRESETS
+from longtail.recipes.presets import NAMED, PRESETS
 from longtail.rng import generator, keyed_global_rng
 from longtail.training.state import build_method
 
@@ -29,7 +29,7 @@ from longtail.training.state import build_method
 @pytest.mark.parametrize("name", recipe_names())
 def test_a_recipe_is_a_config_that_survives_yaml_and_has_a_key_of_its_own(name: str, tmp_path: Path) -> None:
     config = load_config(name)
-    assert config.recipe == name
+    assert config.recipe == (f"{config.data.name}/{NAMED[name].method}" if name in NAMED else name)
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(config.plain(), sort_keys=False))
     again = load_config(file)

@@ -70,14 +70,17 @@ class Loader:
         drawn = sampler(self.labels, len(self.train), order)
         return batches, list(torch.split(drawn, [len(indices) for indices in batches]))
 
-    def batch(self, step: int, *, with_partner: bool) -> Batch:
-        """The batch of a step; its partner only where the method says that this step uses one."""
+    def batch(self, step: int, *, with_partner: bool, roles: Sequence[str] | None = None) -> Batch:
+        """The batch of a step; its partner only where the method says that this step uses one.
+
+        ``roles`` are the views that it uses, the first ones of ``needs.views``; None is all of them.
+        """
         epoch, position = divmod(step, self.steps_per_epoch)
         batches, partners = self.plan(epoch)
         partner = None
         if with_partner:
             partner = self._make(partners[position], self.needs.partner_views, "partner view", step)
-        return self._make(batches[position], self.needs.views, "view", step, partner)
+        return self._make(batches[position], self.needs.views if roles is None else roles, "view", step, partner)
 
     def _make(
         self, indices: Tensor, roles: Sequence[str], purpose: str, step: int, partner: Batch | None = None
@@ -94,11 +97,18 @@ class Loader:
                 peaks = view.carry_points(self.peaks[indices], params).round().to(torch.int64)
         return Batch(tuple(made), self.train.labels[indices.to(device)], indices, partner, peaks)
 
-    def iterate(self, start: int, stop: int, wants_partner: Callable[[Progress], bool]) -> Iterator[Batch]:
+    def iterate(
+        self,
+        start: int,
+        stop: int,
+        wants_partner: Callable[[Progress], bool],
+        views_at: Callable[[Progress], Sequence[str] | None] = lambda at: None,
+    ) -> Iterator[Batch]:
         """The batches of steps ``start`` to ``stop`` - 1, made ahead by threads where ``workers`` > 0."""
 
         def make(step: int) -> Batch:
-            return self.batch(step, with_partner=wants_partner(self.progress(step)))
+            at = self.progress(step)
+            return self.batch(step, with_partner=wants_partner(at), roles=views_at(at))
 
         if not self.workers:
             yield from map(make, range(start, stop))

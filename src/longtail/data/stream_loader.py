@@ -108,24 +108,33 @@ class StreamLoader(Loader):
             return Draw(stage, key)
         return (self.files.size, self.files.share)
 
-    def iterate(self, start: int, stop: int, wants_partner: Callable[[Progress], bool]) -> Iterator[Batch]:
+    def iterate(
+        self,
+        start: int,
+        stop: int,
+        wants_partner: Callable[[Progress], bool],
+        views_at: Callable[[Progress], Sequence[str] | None] = lambda at: None,
+    ) -> Iterator[Batch]:
         """The batches of steps ``start`` to ``stop`` - 1; the readers are some steps ahead."""
         asked = start
         try:
             for step in range(start, stop):
                 while self.workers and asked < min(step + 1 + AHEAD, stop):
-                    self._ask(asked, wants_partner(self.progress(asked)))
+                    ahead = self.progress(asked)
+                    self._ask(asked, wants_partner(ahead), views_at(ahead))
                     asked += 1
-                yield self.batch(step, with_partner=wants_partner(self.progress(step)))
+                at = self.progress(step)
+                yield self.batch(step, with_partner=wants_partner(at), roles=views_at(at))
         finally:
             for request in self._requests.values():
                 request.asked.drop()
             self._requests.clear()
 
-    def _ask(self, step: int, with_partner: bool) -> None:
+    def _ask(self, step: int, with_partner: bool, views: Sequence[str] | None) -> None:
         epoch, position = divmod(step, self.steps_per_epoch)
         own, partners = self.plan(epoch)
-        self._requests["view", step] = self._request(own[position], self.needs.views, "view", step)
+        roles = self.needs.views if views is None else views
+        self._requests["view", step] = self._request(own[position], roles, "view", step)
         if with_partner:
             roles = self.needs.partner_views
             self._requests["partner view", step] = self._request(partners[position], roles, "partner view", step)

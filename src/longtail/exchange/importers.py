@@ -244,7 +244,7 @@ def _write(
         state = RunState(epochs_done=epochs, best_epoch=epochs - 1)
         results = summarize(config, data, method, state, evaluation, numbers, about["config_key"])
         # Nothing was trained here, and the file does not say what it took.
-        results |= {"image_passes": None, "train_seconds": None}
+        results |= {"image_passes": None, "full_size_passes": None, "train_seconds": None}
         write_per_class(run.path / "per_class.csv", evaluation, data, groups)
         write_predictions(run.path / "predictions.csv", evaluation, data.evaluation)
         write_json(run.path / "results.json", results)

@@ -61,6 +61,23 @@ class Method(nn.Module, abc.ABC):
         """Whether this step uses a partner batch; where it does not, none is made."""
         return self.needs.partner
 
+    def views_at(self, at: Progress) -> tuple[str, ...]:
+        """The views of each image that this step uses: the first ones of ``needs.views``; no more are made."""
+        return self.needs.views
+
+    def see_at(self, side: int | None) -> None:
+        """Let every network see training images at ``side`` pixels at most from now on; None is in full."""
+        for network in self.networks():
+            network.seen_at = network.size if side is None else min(side, network.size)
+
+    def take_saved_passes(self) -> float:
+        """Passes of full images that were saved since this was last asked, by images of fewer pixels."""
+        return sum(network.take_saved_passes() for network in self.networks())
+
+    def networks(self) -> list[Network]:
+        """Every network of the method: the one that is trained and what encodes beside it."""
+        return [module for module in self.modules() if isinstance(module, Network)]
+
     def forget_step(self) -> None:
         """Forget what is kept within a step: weights and buffers were put back, and the same step may come again."""
 
@@ -68,14 +85,21 @@ class Method(nn.Module, abc.ABC):
         """How many batches of images a step sends through the network at once: the usual number first."""
         return (len(self.needs.views),)
 
-    def compile_for(self, batch: int, size: int, contrastive_size: int | None = None) -> None:
+    def compile_for(
+        self, batch: int, size: int, contrastive_size: int | None = None, progressive_size: int | None = None
+    ) -> None:
         """Compile the network for full training batches of ``batch`` images of ``size`` pixels, all views stacked.
 
-        Contrastive views of another size are a stack of their own.
+        Contrastive views of another size are a stack of their own. With ``progressive_size`` both are compiled: what
+        the network sees of them in the first part of a run, and in the second.
         """
-        small = contrastive_size or size
-        apart = self.needs.views.count("contrastive") if small != size else 0
-        shapes = [torch.Size(((stack - apart) * batch, 3, size, size)) for stack in self.stacks()]
-        if apart:
-            shapes.append(torch.Size((apart * batch, 3, small, small)))
+        shapes: list[torch.Size] = []
+        for side in dict.fromkeys((size, progressive_size or size)):
+            small = min(contrastive_size or side, side)
+            contrastive = self.needs.views.count("contrastive") if small != side else 0
+            for stack in self.stacks():
+                apart = contrastive if stack > contrastive else 0  # else a step without them
+                shapes.append(torch.Size(((stack - apart) * batch, 3, side, side)))
+            if contrastive:
+                shapes.append(torch.Size((contrastive * batch, 3, small, small)))
         self.network.compile_for(*shapes)

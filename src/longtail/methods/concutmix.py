@@ -17,6 +17,7 @@ from torch import Tensor
 from longtail.losses import balanced_contrastive_loss, cross_entropy, logit_adjustment
 from longtail.methods.base import Batch, DataNeeds, Method, Progress, StepOutput
 from longtail.methods.composition import CutMix, PartnerSampler, soft_target
+from longtail.methods.contrasting import ContrastTimes
 from longtail.methods.criteria import LabelSettings, answers_for
 from longtail.methods.patches import PatchSettings
 from longtail.mixing import Confidence, moved_labels, rectification_confidence, semantic_labels
@@ -24,7 +25,7 @@ from longtail.models.network import ModelSettings, Network, ProjectionSettings, 
 from longtail.settings import Time, resolve_time
 
 
-class ConCutMixSettings(LabelSettings, PatchSettings):
+class ConCutMixSettings(LabelSettings, PatchSettings, ContrastTimes):
     """``method.*`` of ConCutMix; ``omega`` and ``topk`` default to C / 1275 and min(30, round(0.3 C))."""
 
     alpha: float = Field(2.0, ge=0)
@@ -42,7 +43,7 @@ class ConCutMixSettings(LabelSettings, PatchSettings):
     confidence: Confidence = "frequency"
     """What gamma depends on: the paper's "frequency", or ours: "constant", "mixedness", "agreement"."""
     rectify_start: Time = 0.5
-    """Labels are rectified in the epochs after this one: a fraction of the run or an epoch."""
+    """Labels are rectified in the epochs after this one, where there is contrast: a fraction of the run or an epoch."""
     mix_probability: float = Field(0.5, ge=0, le=1)
     """Probability of mixing a batch."""
     mix_alpha: float = Field(1.0, gt=0)
@@ -68,6 +69,8 @@ class ConCutMix(Method):
         self, settings: ConCutMixSettings, model: ModelSettings, counts: Sequence[int], *, size: int, seed: int
     ) -> None:
         super().__init__()
+        settings.refuse_never()
+        self.leaves_unused = not settings.throughout
         self.settings = settings.with_classes(len(counts))
         self.network = Network(
             model,
@@ -92,30 +95,47 @@ class ConCutMix(Method):
     def needs_partner(self, at: Progress) -> bool:
         return self.mixing.wants_partner(at)
 
+    def views_at(self, at: Progress) -> tuple[str, ...]:
+        return self.needs.views if self.settings.contrasts(at) else self.needs.views[:1]
+
+    def stacks(self) -> tuple[int, ...]:
+        return (3, 1) if self.leaves_unused else (3,)
+
     def rectifies(self, at: Progress) -> bool:
-        """Labels of mixed batches are rectified after epoch ``rectify_start`` (start 10 of 20: epochs 11..19)."""
-        return at.epoch > resolve_time(self.settings.rectify_start, at.epochs)
+        """Labels of mixed batches are rectified after epoch ``rectify_start`` (start 10 of 20: epochs 11..19).
+
+        And only in epochs with a contrastive loss: it is its space that they are rectified in.
+        """
+        return at.epoch > resolve_time(self.settings.rectify_start, at.epochs) and self.settings.contrasts(at)
 
     def forward(self, batch: Batch, at: Progress) -> StepOutput:
         own, images = self.settings, batch.target.shape[0]
         mixed = self.mixing(batch.views[0], soft_target(batch.target, len(self.counts)), batch.partner, at)
-        features = self.network.features_of(mixed.images, *batch.views[1:], shares=batch.shares)
+        others = batch.views[1 : len(self.views_at(at))]
+        features = self.network.features_of(mixed.images, *others, shares=batch.shares)
+        if not others:
+            classification = self.classify(features, mixed.target)
+            logs = {"classification": classification.detach()}
+            return StepOutput(own.alpha * classification, logs, len(features))
         projected, centers = self.network.project(features), self.network.centers()
 
         target, logs = mixed.target, {}
         if mixed.box is not None and self.rectifies(at):
             target, logs["gamma"] = rectified(mixed.target, projected[:images], centers, self.counts, own)
 
-        logits = self.network.classifier(features[:images])
-        classification = cross_entropy(logits, own.smoothed(target), offset=self.offset)
+        classification = self.classify(features[:images], target)
         contrastive = balanced_contrastive_loss(
-            stack_views(projected[images:], len(batch.views) - 1),
+            stack_views(projected[images:], len(others)),
             batch.target,
             F.normalize(centers, dim=1),
             temperature=own.temperature,
         )
         logs |= {"classification": classification.detach(), "contrastive": contrastive.detach()}
-        return StepOutput(own.alpha * classification + own.beta * contrastive, logs)
+        return StepOutput(own.alpha * classification + own.beta * contrastive, logs, len(features))
+
+    def classify(self, features: Tensor, target: Tensor) -> Tensor:
+        """The logit-adjusted cross-entropy of features (B, width) on soft labels (B, C)."""
+        return cross_entropy(self.network.classifier(features), self.settings.smoothed(target), offset=self.offset)
 
 
 def rectified(

@@ -82,10 +82,12 @@ class PaCo(Method):
     def stacks(self) -> tuple[int, ...]:
         return (1,)
 
-    def compile_for(self, batch: int, size: int, contrastive_size: int | None = None) -> None:
-        small = contrastive_size or size
-        self.network.compile_for(torch.Size((batch, 3, size, size)))
-        self.key_encoder.compile_for(torch.Size((batch, 3, small, small)))
+    def compile_for(
+        self, batch: int, size: int, contrastive_size: int | None = None, progressive_size: int | None = None
+    ) -> None:
+        sides, small = (size, progressive_size or size), contrastive_size or size
+        self.network.compile_for(*(torch.Size((batch, 3, side, side)) for side in sides))
+        self.key_encoder.compile_for(*(torch.Size((batch, 3, min(side, small), min(side, small))) for side in sides))
 
     def forward(self, batch: Batch, at: Progress) -> StepOutput:
         own, labels = self.settings, batch.target

@@ -9,11 +9,12 @@ from pydantic import Field
 
 from longtail.methods.base import Batch, DataNeeds, Method, Progress, StepOutput
 from longtail.methods.composition import CONTRASTS, MixingSettings, build_mixing, soft_target
+from longtail.methods.contrasting import ContrastTimes
 from longtail.methods.criteria import CriterionSettings, build_criterion
 from longtail.models.network import ModelSettings, Network, ProjectionSettings, stack_views
 
 
-class PlainSettings(CriterionSettings, MixingSettings):
+class PlainSettings(CriterionSettings, MixingSettings, ContrastTimes):
     """``method.*`` of the composed methods."""
 
     contrast: Literal["none", "supervised", "balanced"] = "none"
@@ -31,7 +32,7 @@ class PlainSettings(CriterionSettings, MixingSettings):
 
 
 class Plain(Method):
-    """alpha * criterion(mixing(view 0)) + beta * contrast(views 1, 2)."""
+    """alpha * criterion(mixing(view 0)) + beta * contrast(views 1, 2), the latter where ``contrasts`` says so."""
 
     def __init__(
         self, settings: PlainSettings, model: ModelSettings, counts: Sequence[int], *, size: int, seed: int
@@ -40,6 +41,9 @@ class Plain(Method):
         self.settings = settings
         self.classes = len(counts)
         contrasted = settings.contrast != "none"
+        self.leaves_unused = contrasted and not settings.throughout
+        if contrasted:
+            settings.refuse_never()
         self.network = Network(
             model,
             self.classes,
@@ -64,19 +68,26 @@ class Plain(Method):
     def needs_partner(self, at: Progress) -> bool:
         return self.settings.mixes(at) and self.mixing.wants_partner(at)
 
+    def views_at(self, at: Progress) -> tuple[str, ...]:
+        return self.needs.views if self.settings.contrasts(at) else self.needs.views[:1]
+
+    def stacks(self) -> tuple[int, ...]:
+        return (len(self.needs.views), 1) if self.leaves_unused else (len(self.needs.views),)
+
     def forward(self, batch: Batch, at: Progress) -> StepOutput:
         images = batch.target.shape[0]
         partner = batch.partner if self.settings.mixes(at) else None
         target = soft_target(batch.target, self.classes)
         mixed = self.mixing(batch.views[0], target, partner, at, self.network)
-        features = self.network.features_of(mixed.images, *batch.views[1:], shares=batch.shares)
+        others = batch.views[1 : len(self.views_at(at))]
+        features = self.network.features_of(mixed.images, *others, shares=batch.shares)
         classification = self.criterion(self.network.classifier(features[:images]), mixed.target, at)
         loss = self.settings.alpha * classification
         logs = {"classification": classification.detach()}
-        if self.contrast is not None:
+        if self.contrast is not None and others:
             # All views go through the head, as in BCL's program, so that its batch-norm sees what ConCutMix's sees.
             projected = self.network.project(features)[images:]
-            views = stack_views(projected, len(batch.views) - 1)
+            views = stack_views(projected, len(others))
             contrastive = self.contrast(views, batch.target, self.network, self.settings.temperature)
             loss = loss + self.settings.beta * contrastive
             logs["contrastive"] = contrastive.detach()

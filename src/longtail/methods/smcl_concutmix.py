@@ -66,6 +66,8 @@ class SMCLConCutMix(Method):
         self, settings: SMCLConCutMixSettings, model: ModelSettings, counts: Sequence[int], *, size: int, seed: int
     ) -> None:
         super().__init__()
+        settings.refuse_never()
+        self.leaves_unused = not settings.throughout
         self.settings = settings.with_classes(len(counts))
         self.network = Network(
             model,
@@ -97,8 +99,12 @@ class SMCLConCutMix(Method):
     def needs_partner(self, at: Progress) -> bool:
         return self.mixing.wants_partner(at)
 
+    def views_at(self, at: Progress) -> tuple[str, ...]:
+        return self.needs.views if self.settings.contrasts(at) else self.needs.views[:1]
+
     def stacks(self) -> tuple[int, ...]:
-        return (3, 4) if self.settings.mu > 0 else (3,)
+        stacks = (3, 4) if self.settings.mu > 0 else (3,)
+        return (*stacks, 1) if self.leaves_unused else stacks
 
     def replace(self, batch: Batch, box: Box, at: Progress) -> Replaced:
         """Paste the partner's object over the image's, and erase the image's, in boxes of the size that was drawn.
@@ -108,10 +114,11 @@ class SMCLConCutMix(Method):
         own, partner, images = self.settings, batch.partner, batch.views[0]
         assert partner is not None, "a mixed step wants a partner"
         salient, erased, forwarded = None, None, 0
-        if own.place == "salient" or own.mu > 0:
+        erases = own.mu > 0 and own.contrasts(at)
+        if own.place == "salient" or erases:
             located = self.locate(self.network, batch, at)
             salient, forwarded = boxes_like(box, located.peaks, self.patch), located.forwarded
-            erased = erase(images, batch.own(salient)) if own.mu > 0 else None
+            erased = erase(images, batch.own(salient)) if erases else None
         if own.place == "salient" and salient is not None:
             source = self.locate(self.network, partner, at, "partner saliency")
             places = partner.own(boxes_like(box, source.peaks, self.patch))
@@ -126,18 +133,22 @@ class SMCLConCutMix(Method):
     def forward(self, batch: Batch, at: Progress) -> StepOutput:
         own, count, box = self.settings, batch.target.shape[0], self.mixing.draw(at)
         made = None if box is None or batch.partner is None else self.replace(batch, box, at)
-        views = [batch.views[0] if made is None else made.images, *batch.views[1:]]
+        contrasts = own.contrasts(at)
+        views = [batch.views[0] if made is None else made.images, *(batch.views[1:] if contrasts else ())]
         if made is not None and made.erased is not None:
             views.append(made.erased)
         features = self.network.features_of(*views, shares=batch.shares)
-        projected, centers = self.network.project(features), self.network.centers()
-
-        logs: dict[str, Tensor] = {}
+        forwarded = len(features) + (0 if made is None else made.forwarded)
         target = soft_target(batch.target, len(self.counts)) if made is None else made.target
+        if not contrasts:
+            classification = self.classify(features, target)
+            return StepOutput(own.alpha * classification, {"classification": classification.detach()}, forwarded)
+
+        projected, centers = self.network.project(features), self.network.centers()
+        logs: dict[str, Tensor] = {}
         if made is not None and at.epoch > resolve_time(own.rectify_start, at.epochs):
             target, logs["gamma"] = rectified(target, projected[:count], centers, self.counts, own)
-        logits = self.network.classifier(features[:count])
-        classification = cross_entropy(logits, own.smoothed(target), offset=self.offset)
+        classification = self.classify(features[:count], target)
         directions = F.normalize(centers, dim=1)
         pairs = stack_views(projected[count : 3 * count], 2)
         contrastive = balanced_contrastive_loss(pairs, batch.target, directions, temperature=own.temperature)
@@ -151,4 +162,8 @@ class SMCLConCutMix(Method):
             )
             loss = loss + own.mu * pull
             logs["masked"] = pull.detach()
-        return StepOutput(loss, logs, len(features) + (0 if made is None else made.forwarded))
+        return StepOutput(loss, logs, forwarded)
+
+    def classify(self, features: Tensor, target: Tensor) -> Tensor:
+        """The logit-adjusted cross-entropy of features (B, width) on soft labels (B, C)."""
+        return cross_entropy(self.network.classifier(features), self.settings.smoothed(target), offset=self.offset)

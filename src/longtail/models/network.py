@@ -116,6 +116,8 @@ class Network(nn.Module):
         self._compiled: tuple[Callable[[Tensor], Tensor], frozenset[torch.Size]] | None = None
         self._resting: tuple[nn.Module, ...] = ()
         self._shifts = False
+        self.size, self.seen_at = size, size
+        self._saved_passes = 0.0
         self.freeze(model.freeze)
         if model.adapter_rank is not None:
             own, placed = model.adapter_alpha, model.adapter_layers
@@ -157,13 +159,38 @@ class Network(nn.Module):
     def features_of(self, *views: Tensor, shares: Shares | None = None) -> Tensor:
         """h of each view (B_v, 3, H_v, W_v), one under the other: views of one size go through together.
 
+        In training none of them has more than ``seen_at`` pixels a side: larger ones are resampled.
         Views of another size than the first go alone, and leave batch-norm's running statistics as they are:
         those are for evaluation, of images of the first one's size. With ``shares`` the views hold the images of this
         process alone, and the features are those of the whole batch: each shard goes through the backbone apart, and
         what follows on it is computed alike in every process.
         """
-        if shares is not None:
-            return self._features_in_shards(views, shares)
+        views = self._brought_to_size(views, None if shares is None else sum(shares.counts))
+        return self._features_of(views) if shares is None else self._features_in_shards(views, shares)
+
+    def _brought_to_size(self, views: tuple[Tensor, ...], images: int | None) -> tuple[Tensor, ...]:
+        """Views of at most ``seen_at`` pixels a side in training, and note what that and small views save.
+
+        ``images`` is how many images of the whole batch each view has, where it holds a part of them.
+        """
+        if not self.training:
+            return views
+        if self.seen_at < self.size:
+            views = tuple(shrunk(view, self.seen_at) for view in views)
+        for view in views:
+            share = view.shape[-2] * view.shape[-1] / self.size**2
+            self._saved_passes += (len(view) if images is None else images) * (1 - share)
+        return views
+
+    def take_saved_passes(self) -> float:
+        """How many passes of full images were saved in training since this was last asked, by images of fewer pixels.
+
+        An image of half the side is a quarter of a pass: three quarters are saved.
+        """
+        saved, self._saved_passes = self._saved_passes, 0.0
+        return saved
+
+    def _features_of(self, views: tuple[Tensor, ...]) -> Tensor:
         sizes = dict.fromkeys(view.shape[-2:] for view in views)
         if len(sizes) == 1:
             return self.features(views[0] if len(views) == 1 else torch.cat(views))
@@ -190,7 +217,7 @@ class Network(nn.Module):
                 made.append(self._no_features(own[0]))
                 continue
             with keyed_global_rng(drawn, "shard", shard):
-                made.append(self.features_of(*own))
+                made.append(self._features_of(tuple(own)))
             statistics.add(size / images)
         statistics.settle()
         rows = gather_rows(torch.cat(made), [len(views) * count for count in shares.counts])
@@ -222,6 +249,13 @@ class Network(nn.Module):
         assert self.center_head is not None, "this network was built without class centers"
         out: Tensor = self.center_head(self.classifier.weight)
         return out
+
+
+def shrunk(images: Tensor, side: int) -> Tensor:
+    """Images (B, 3, H, W) of more than ``side`` pixels a side resampled to it, bilinearly with antialiasing."""
+    if max(images.shape[-2:]) <= side:
+        return images
+    return F.interpolate(images, size=(side, side), mode="bilinear", antialias=True)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 SourceMark = Literal["paper", "authors' program", "ours (selected on val)", "untuned defaults"]
@@ -16,6 +16,13 @@ class Tuned:
     settings: Mapping[str, Any]
     source: SourceMark
     note: str = ""
+
+
+@dataclass(frozen=True)
+class Named(Tuned):
+    """A recipe whose name is not its method's: ``method`` is, and the settings are laid over what tunes that."""
+
+    method: str = field(kw_only=True)
 
 
 # The optimizer, schedule and classification view of the ConCutMix authors' CIFAR runs, for every method alike: a
@@ -177,6 +184,10 @@ TUNED: dict[str, Tuned] = {
     "cifar10/mislas": Tuned(_MISLAS_CIFAR, "authors' program", _MISLAS_NOTE),
     "cifar100/mislas": Tuned(_MISLAS_CIFAR, "authors' program", _MISLAS_NOTE),
 }
+
+
+NAMED: dict[str, Named] = {}
+"""Recipes ``DATASET/NAME`` beside those of each pair of a data set and a method."""
 
 
 def _mislas(head: float, tail: float, classifier_rate: float, shift: bool) -> dict[str, Any]:

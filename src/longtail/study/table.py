@@ -35,7 +35,10 @@ ENOUGH_SEEDS = 3
 
 @dataclass(frozen=True)
 class TableRow:
-    """One row: ``n`` finished runs of ``wanted``. Differences are to the baseline, on the seeds that both have."""
+    """One row: ``n`` finished runs of ``wanted``. Differences are to the baseline, on the seeds that both have.
+
+    ``full_size_passes`` counts an image of fewer pixels than the data's by its share of them.
+    """
 
     label: str
     seeds: tuple[int, ...]
@@ -47,6 +50,7 @@ class TableRow:
     top1_difference: Interval | None
     few_difference: Interval | None
     image_passes: Spread | None
+    full_size_passes: Spread | None
     seconds: Spread | None
 
     @property
@@ -98,6 +102,7 @@ def _row(label: str, cells: Sequence[Cell], wanted: int, baseline: Sequence[Cell
         top1_difference=top1,
         few_difference=few,
         image_passes=spread([result["image_passes"] for result in results]),
+        full_size_passes=spread([result.get("full_size_passes", result["image_passes"]) for result in results]),
         seconds=spread([result["train_seconds"] for result in results]),
     )
 

@@ -37,7 +37,12 @@ def header(results: StudyResults) -> list[str]:
     names = ["row", "seeds", *(METRICS[metric] for metric in results.metrics), "best top-1 (selected on)"]
     if results.baseline is not None:
         names += [f"top-1 minus {results.baseline}", f"few minus {results.baseline}"]
-    return [*names, "image passes", "train s"]
+    return [*names, "image passes", *(["at full size"] if sizes_differ(results) else []), "train s"]
+
+
+def sizes_differ(results: StudyResults) -> bool:
+    """Whether some row forwarded images of fewer pixels than the data's."""
+    return any(row.full_size_passes != row.image_passes for row in results.rows)
 
 
 def body(results: StudyResults) -> list[list[str]]:
@@ -50,8 +55,9 @@ def body(results: StudyResults) -> list[list[str]]:
             same = row.label == results.baseline
             differences = (row.top1_difference, row.few_difference)
             line += ["baseline" if same else interval(difference) for difference in differences]
-        passes = "-" if row.image_passes is None else f"{row.image_passes.mean:,.0f}"
-        lines.append([*line, passes, "-" if row.seconds is None else f"{row.seconds.mean:.0f}"])
+        counted = [row.image_passes, *([row.full_size_passes] if sizes_differ(results) else [])]
+        line += ["-" if passes is None else f"{passes.mean:,.0f}" for passes in counted]
+        lines.append([*line, "-" if row.seconds is None else f"{row.seconds.mean:.0f}"])
     return lines
 
 
@@ -84,6 +90,8 @@ def remarks(results: StudyResults) -> list[str]:
         "where that is test it is no result.",
         "Image passes are what a run cost: compare rows of equal passes. Seconds are those of this machine.",
     ]
+    if sizes_differ(results):
+        said[1] += " At full size, an image of half the side counts as a quarter of a pass."
     if results.baseline is not None:
         said.append(
             f"Differences to {results.baseline} in points, with the 95 % interval of a paired bootstrap over the "
@@ -165,7 +173,7 @@ def comma_separated(results: StudyResults) -> str:
         "top1_difference": lambda row: row.top1_difference,
         "few_difference": lambda row: row.few_difference,
     }
-    names = ["row", "n", "wanted", "seeds", "evaluated_on", "selected_on", "image_passes"]
+    names = ["row", "n", "wanted", "seeds", "evaluated_on", "selected_on", "image_passes", "full_size_passes"]
     names += [f"{name}_{part}" for name in spreads for part in ("mean", "sd")]
     names += [f"{name}{part}" for name in intervals for part in ("", "_low", "_high")]
     text = io.StringIO()
@@ -173,7 +181,8 @@ def comma_separated(results: StudyResults) -> str:
     writer.writerow(names)
     for row in results.rows:
         given: list[str | float | None] = [as_cell(row.label), row.n, row.wanted, " ".join(map(str, row.seeds))]
-        given += [row.evaluated_on, row.selected_on, None if row.image_passes is None else round(row.image_passes.mean)]
+        given += [row.evaluated_on, row.selected_on]
+        given += [None if passes is None else round(passes.mean) for passes in (row.image_passes, row.full_size_passes)]
         for of_row in spreads.values():
             found = of_row(row)
             given += [None, None] if found is None else [found.mean, found.deviation]

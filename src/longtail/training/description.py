@@ -18,6 +18,7 @@ from longtail.files import write_json
 from longtail.methods import Method
 from longtail.processes.distributed import world_size
 from longtail.runs.rundir import SCHEMA
+from longtail.settings import resolve_time
 from longtail.training.state import RunState
 
 
@@ -26,6 +27,8 @@ def describe_run(
 ) -> dict[str, Any]:
     """The part of run.json that is known before the first step."""
     resolved: dict[str, Any] = {"optim": config.optim.resolved()}
+    if config.views.progressive_size is not None:
+        resolved["views"] = {"progressive_stop": resolve_time(config.views.progressive_stop, config.optim.epochs)}
     own = getattr(method, "settings", None)
     if own is not None:
         resolved["method"] = own.model_dump(mode="json")
@@ -90,6 +93,7 @@ def summarize(
         "class_counts": list(data.stats.counts),
         "test_counts": data.evaluation.counts(len(data.class_names)),
         "image_passes": state.image_passes,
+        "full_size_passes": round(state.image_passes - state.saved_passes),
         "parameters": sum(parameter.numel() for parameter in method.parameters()),
         "train_seconds": round(state.seconds, 1),
         "skipped_steps": state.skipped,

@@ -100,6 +100,7 @@ class Guard:
         error.report = known | error.report
         # The images went through the network, whatever came out.
         state.image_passes += int(error.report.pop("forwarded", len(batch.views) * len(batch.target)))
+        state.saved_passes += float(error.report.pop("saved", 0.0))
         self._skipped = error
         if state.skipped <= SAID or state.skipped % 100 == 0:
             self.listener.said(f"Skipped a step, {state.skipped} so far. {error.message}")

@@ -45,6 +45,7 @@ from longtail.training.starting import (
     default_out,
     find_peaks,
     pin_threads,
+    progressive_size,
     refuse_choice_without_val,
     refuse_other_config,
     refuse_other_images,
@@ -145,6 +146,7 @@ def train(
         own=own_images(config.optim, sharing),
     )
     steps = config.optim.epochs * loader.steps_per_epoch
+    small = agreed(lambda: progressive_size(config, method, size, views["contrastive"].size))
     passes = config.optim.epochs * len(data.train) * method.stacks()[0] * (1 if config.optim.sam is None else 2)
     compiled = should_compile(config, device, passes, described, listener)
     if config.run.checkpointing:
@@ -153,7 +155,7 @@ def train(
         use_bfloat16(method, device)
     if compiled:
         part = part_sizes(min(config.optim.batch, len(data.train)), config.optim)[0]
-        method.compile_for(sharing.largest(part), size, views["contrastive"].size)
+        method.compile_for(sharing.largest(part), size, views["contrastive"].size, small)
     replica = replicated(method, leaves_unused=method.leaves_unused)
 
     state, step = RunState(), 0
@@ -216,7 +218,8 @@ def train(
                     listener.said(f"Ended after epoch {epoch - 1}: on val, epoch {state.best_epoch} stays the best.")
                     break
                 epoch_started, images_seen = time.monotonic(), 0
-                for batch in loader.iterate(step, (epoch + 1) * loader.steps_per_epoch, partners):
+                method.see_at(config.views.side_at(epoch, config.optim.epochs))
+                for batch in loader.iterate(step, (epoch + 1) * per_epoch, partners, method.views_at):
                     lr = state.rate_scale * lr_at(config.optim, step, loader.steps_per_epoch)
                     done = guard.update(batch, loader.progress(step), lr)
                     step += 1
@@ -225,7 +228,7 @@ def train(
                         if average is not None:
                             average.update(method, step - 1)
                         logs = {"loss": done.loss, **done.logs}
-                        state.add(logs, done.forwarded)
+                        state.add(logs, done.forwarded, done.saved)
                         images_seen += done.forwarded
                     listener.stepped(step, logs, images_seen / (time.monotonic() - epoch_started))
                     if guard.fails:

@@ -18,6 +18,7 @@ from longtail.processes.device import cpu_compiler, worth_compiling
 from longtail.processes.distributed import agreed, from_first, rank, world_size
 from longtail.processes.sharing import Sharing
 from longtail.runs.rundir import RunDir
+from longtail.settings import resolve_time
 from longtail.training.detection import training_peaks
 from longtail.training.listeners import Listener
 from longtail.training.state import stored_config
@@ -179,6 +180,41 @@ def contrastive_size(config: Config, size: int) -> int:
     if wanted > size:
         raise ConfigError(f"views.contrastive_size={wanted} is more than the images' {size} pixels.")
     return wanted
+
+
+def progressive_size(config: Config, method: Method, size: int, contrastive: int) -> int | None:
+    """The side that the network sees images at in the first part of the run; None where that is theirs throughout.
+
+    Raises ConfigError where it is more than the images have, where there is no such part, and where the backbone does
+    not take it, or contrastive views of ``contrastive`` pixels: a vision transformer is made for one size.
+    """
+    wanted, stop = config.views.progressive_size, config.views.progressive_stop
+    if wanted is not None and wanted > size:
+        raise ConfigError(f"views.progressive_size={wanted} is more than the images' {size} pixels.")
+    if wanted is not None and resolve_time(stop, config.optim.epochs) == 0:
+        raise ConfigError(f"views.progressive_stop={stop} leaves no epoch to views.progressive_size={wanted}.")
+    for side, key in ((wanted, "progressive_size"), (contrastive, "contrastive_size")):
+        if side is not None and side != size:
+            _refuse_unless_taken(method, side, f"views.{key}={side}")
+    return None if wanted == size else wanted
+
+
+def _refuse_unless_taken(method: Method, side: int, setting: str) -> None:
+    backbone = method.network.backbone
+    place = next(backbone.parameters()).device
+    modes = {module: module.training for module in backbone.modules()}
+    try:
+        with torch.no_grad():
+            backbone.eval()(torch.zeros(1, 3, side, side, device=place))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        said = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"{setting}: the backbone '{method.network.backbone_name}' does not take images of {side} pixels: {said}",
+            hint="Leave it out, or choose a convolutional backbone, e.g. resnet32.",
+        ) from None
+    finally:
+        for module, was in modes.items():
+            module.training = was
 
 
 def use_bfloat16(method: Method, device: torch.device) -> None:

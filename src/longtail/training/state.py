@@ -31,7 +31,8 @@ class RunState:
     evaluated and logged: after a stop within an evaluation it lags behind the step. ``unimproved`` counts evaluations
     since the best one. ``skipped`` counts the steps that were skipped for values that are not finite, ``in_a_row``
     those of them since the last good one; ``returns`` counts the times the run went back for them, ``returns_here``
-    those in this epoch; every rate is ``rate_scale`` times the schedule's.
+    those in this epoch; every rate is ``rate_scale`` times the schedule's. ``saved_passes`` is what images of fewer
+    pixels spared of ``image_passes``, in passes of full images.
     """
 
     epochs_done: int = 0
@@ -42,6 +43,7 @@ class RunState:
     best_numbers: dict[str, Any] = dataclasses.field(default_factory=dict)
     unimproved: int = 0
     image_passes: int = 0
+    saved_passes: float = 0.0
     seconds: float = 0.0
     skipped: int = 0
     in_a_row: int = 0
@@ -60,9 +62,10 @@ class RunState:
                 raise RunError(f"The checkpoint's state is of another version: {name} is {value!r:.80}.")
         return dataclasses.replace(state, **values)
 
-    def add(self, logs: Mapping[str, float], image_passes: int) -> None:
+    def add(self, logs: Mapping[str, float], image_passes: int, saved_passes: float = 0.0) -> None:
         """Count one step: its logged scalars and the images it sent through the network."""
         self.image_passes += image_passes
+        self.saved_passes += saved_passes
         for name, value in logs.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
             self.counted[name] = self.counted.get(name, 0) + 1

@@ -22,13 +22,15 @@ from longtail.rng import generator, keyed_global_rng
 class Update:
     """The loss and its logged terms, at the weights before the step, and the images that were forwarded for it.
 
-    ``spoiled`` is the value and the micro-batch of the first loss that is not finite.
+    ``saved`` is how many passes of full images the smaller ones among them did not cost. ``spoiled`` is the value and
+    the micro-batch of the first loss that is not finite.
     """
 
     loss: float
     logs: dict[str, float]
     forwarded: int
     spoiled: tuple[float, Batch] | None = None
+    saved: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,9 +56,10 @@ def update(
 ) -> Update:
     """Take one step of the optimizer at the rate ``lr``, times the ``rate`` of each group of parameters.
 
-    g = gradient of the loss at the weights w; with ``sam``, at w + rho g / |g| instead; with ``clip``,
-    g := g min(1, clip / |g|). Norms are over all parameters together. Raises DivergedError in place of the step where a
-    loss or |g| is not finite; all of it is computed before that is looked at, so that several processes do the same.
+    g = gradient of the loss at the weights w; with ``sam``, from ``sam_start`` on, at w + rho g / |g| instead; with
+    ``clip``, g := g min(1, clip / |g|). Norms are over all parameters together. Raises DivergedError in place of the
+    step where a loss or |g| is not finite; all of it is computed before that is looked at, so that several processes do
+    the same.
     ``sharing`` and ``replica``, the method behind :func:`longtail.processes.distributed.replicated`, are theirs; loss,
     gradients and norms are alike in all.
     """
@@ -64,12 +67,12 @@ def update(
         group["lr"] = lr * group.get("rate", 1.0)
     optimizer.zero_grad(set_to_none=True)
     done = add_gradients(method, batch, at, settings, sharing, replica)
-    if settings.sam is not None:
+    if settings.sam is not None and settings.sharpens(at.epoch, at.epochs):
         with climbed(method, settings.sam):
             optimizer.zero_grad(set_to_none=True)
             again = add_gradients(method, batch, at, settings, sharing, replica)
-        forwarded = done.forwarded + again.forwarded
-        done = dataclasses.replace(done, forwarded=forwarded, spoiled=done.spoiled or again.spoiled)
+        forwarded, saved = done.forwarded + again.forwarded, done.saved + again.saved
+        done = dataclasses.replace(done, forwarded=forwarded, saved=saved, spoiled=done.spoiled or again.spoiled)
     if settings.clip is not None:
         norm = float(torch.nn.utils.clip_grad_norm_(method.parameters(), settings.clip))
     else:
@@ -98,6 +101,7 @@ def add_gradients(
     parts = split_up(batch, settings, sharing)
     forward = method if replica is None else replica
     loss, forwarded, spoiled = 0.0, 0, None
+    method.take_saved_passes()
     terms, shares = dict[str, float](), dict[str, float]()
     for here, part in zip(places(at, len(parts)), parts, strict=True):
         size = len(part.target)
@@ -116,7 +120,8 @@ def add_gradients(
         for name, term in output.logs.items():
             terms[name] = terms.get(name, 0.0) + share * float(term)
             shares[name] = shares.get(name, 0.0) + share
-    return Update(loss, {name: total / shares[name] for name, total in terms.items()}, forwarded, spoiled)
+    logs = {name: total / shares[name] for name, total in terms.items()}
+    return Update(loss, logs, forwarded, spoiled, method.take_saved_passes())
 
 
 def gradient_norm(method: Method) -> torch.Tensor:
@@ -223,5 +228,6 @@ def refuse_unless_finite(done: Update, norm: float, batch: Batch, at: Progress, 
         f"The {what} became {value} in step {at.step} (epoch {at.epoch}, learning rate {lr:g}; training images "
         f"{shown}, ...).",
         hint="Lower optim.lr or lengthen optim.warmup_epochs. The last checkpoint is intact.",
-        report={"loss": done.loss, "gradient_norm": norm, "images": part.index.tolist(), "forwarded": done.forwarded},
+        report={"loss": done.loss, "gradient_norm": norm, "images": part.index.tolist()}
+        | {"forwarded": done.forwarded, "saved": done.saved},
     )
