@@ -7,8 +7,10 @@ EXTRA ?= dev
 # The versions that the tests were last passed with; `make CONSTRAINTS= ...` takes whatever is newest.
 CONSTRAINTS ?= constraints.txt
 JOBS ?= 2
+BROWSER := chromium chromium-driver
+NO_BROWSER := The tests of the report in a browser are left out. To have them: sudo apt-get install $(BROWSER)
 
-.PHONY: demo test test-slow check bench docs results clean
+.PHONY: demo test test-slow coverage browser check bench docs results clean
 
 # A .venv is good if it was made by this Python, for these requirements, at this place, and still imports.
 WANTED = $(shell cat pyproject.toml $(CONSTRAINTS) Makefile | cksum) $(shell $(PYTHON) -c 'import sys; print(sys.version_info[:2], sys.base_prefix)') $(CURDIR)
@@ -37,8 +39,21 @@ check: $(STAMP)  ## format, lint, types
 test: check  ## every check and the default tests
 	$(BIN)/python -m pytest -n $(JOBS) -q
 
-test-slow: $(STAMP)  ## kills, fuzz, accuracy
-	$(BIN)/python -m pytest -q -m slow
+test-slow: $(STAMP) browser  ## kills, fuzz, accuracy, the report in a browser; names what could not be run, and why
+	$(BIN)/python -m pytest -q -rs -m slow
+
+browser:  ## what tests/test_browser.py needs: installed where that can be done without asking, else the command is told
+	@if command -v chromedriver >/dev/null && { command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null; then :; \
+	elif command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+	echo "Installing chromium and its driver" && apt-get update -qq && apt-get install -y -qq --no-install-recommends $(BROWSER) >/dev/null || echo "$(NO_BROWSER)"; \
+	else echo "$(NO_BROWSER)"; fi
+
+coverage: $(STAMP)  ## lines and branches that the default and the slow tests run, and whether they are enough
+	rm -f .coverage .coverage.*
+	$(BIN)/python -m coverage run -m pytest -q -n $(JOBS) -o timeout=1800
+	$(BIN)/python -m coverage run -m pytest -q -m slow -o timeout=1800 --ignore tests/test_speed.py
+	$(BIN)/python -m coverage combine -q
+	$(BIN)/python benchmarks/covered.py
 
 bench: $(STAMP)  ## the real step beside the bare network
 	$(BIN)/python benchmarks/throughput.py
@@ -51,4 +66,4 @@ results: $(STAMP)  ## docs/results.md from results/
 	$(BIN)/python benchmarks/results.py table
 
 clean:
-	rm -rf $(VENV) runs/demo docs/_build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) runs/demo docs/_build .mypy_cache .ruff_cache .pytest_cache .coverage .coverage.*

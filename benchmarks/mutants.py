@@ -1,10 +1,12 @@
 """How many small faults their own tests see: a seeded random sample of mutants of the files that must not be wrong.
 
-python benchmarks/mutants.py [--count 200] [--seed 0] [--jobs 2] [--files rundir losses.contrastive]
+python benchmarks/mutants.py [--count 200] [--seed 0] [--jobs 2] [--files rundir losses.contrastive] [--anew]
 
-A mutant is one of these files with one operator, number, truth value, condition or call changed. Its own test files run
-against it until the first failure; a mutant that no test fails on survives. The same seed gives the same mutants of the
-same files. Prints a line for each survivor and saves all to runs/bench/mutants.json.
+A mutant is one of these files with one operator, number, truth value, condition or call changed. Of its own test files
+those tests that run the changed line run against it, the fastest first, until one fails; a mutant that none fails on
+survives. The same seed gives the same mutants of the same files. Prints a line for each survivor and saves each verdict
+to runs/bench/mutants.json as it is found: a second start goes on from there, and tries survivors again where their
+tests have changed. A verdict holds for one content of the file that the mutant is of.
 """
 
 from __future__ import annotations
@@ -13,34 +15,39 @@ import argparse
 import ast
 import contextlib
 import copy
+import hashlib
 import importlib.abc
 import importlib.machinery
 import io
 import json
 import multiprocessing
 import os
+import resource
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = Path("runs/bench/mutants.json")
-SECONDS = 300
+SECONDS = 1800
+"""Of the clock, for what waits forever; for what computes forever see :func:`verdict`."""
 
 OWN_TESTS: dict[str, tuple[str, ...]] = {
     "rundir": ("test_rundir",),
-    "state": ("test_rundir", "test_resume"),
+    "state": ("test_state", "test_rundir", "test_resume"),
     "data.sampling": ("test_sampling",),
     "losses.classification": ("test_losses",),
     "losses.contrastive": ("test_contrastive",),
     "losses.margins": ("test_losses", "test_criteria"),
     "losses.parametric": ("test_paco",),
-    "losses.smoothing": ("test_losses", "test_family"),
+    "losses.rows": ("test_losses_in_chunks", "test_contrastive"),
+    "losses.smoothing": ("test_losses", "test_criteria", "test_family"),
 }
 """The files of checkpoints, samplers and losses, and the test files that are theirs."""
 
@@ -164,48 +171,134 @@ class Importer(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         exec(compile(self.tree, module.__file__, "exec"), module.__dict__)
 
 
-def tested(mutant: Mutant | None, tests: Sequence[str], said: multiprocessing.connection.Connection) -> None:
-    """In a forked process: run the tests on the mutant (or on the module as it is) and send pytest's exit code."""
+@dataclass
+class Known:
+    """What a run of a module's tests without a mutant tells: the seconds of each test, and who ran which line."""
+
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    lines: dict[int, set[str]] = field(default_factory=dict)
+
+    def tests_of(self, line: int) -> list[str]:
+        """The tests to run on a change of a line, the fastest first: those that ran it, or all where import did."""
+        ran = self.lines.get(line, set()) - {""}
+        return sorted(ran or self.seconds, key=lambda name: self.seconds[name])
+
+
+class Watch:
+    """A plugin of pytest: which lines of a file each test runs, and how long it takes."""
+
+    def __init__(self, path: Path) -> None:
+        from coverage import Coverage
+
+        self.coverage = Coverage(data_file=None, include=[str(path)], config_file=False)
+        self.path, self.known = path, Known()
+        self.coverage.start()
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self.coverage.switch_context(nodeid)
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        self.known.seconds[report.nodeid] += report.duration
+
+    def finished(self) -> Known:
+        """What was seen."""
+        self.coverage.stop()
+        found = self.coverage.get_data().contexts_by_lineno(str(self.path))
+        self.known.lines = {line: set(names) for line, names in found.items()}
+        self.known.seconds = dict(self.known.seconds)
+        return self.known
+
+
+class Chosen:
+    """A plugin of pytest: these tests in this order, and no others."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = {name: place for place, name in enumerate(names)}
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        items[:] = sorted((item for item in items if item.nodeid in self.names), key=lambda i: self.names[i.nodeid])
+
+
+def tested(
+    mutant: Mutant | None, module: str, names: Sequence[str], said: multiprocessing.connection.Connection
+) -> None:
+    """In a forked process: run the tests on the mutant (or on the module as it is); send pytest's code, what is known.
+
+    Tests that the mutant makes compute for long end by the limit on processor time.
+    """
     import pytest
 
     os.chdir(ROOT)
-    if mutant is not None:
+    plugin: Any
+    if mutant is None:
+        plugin = Watch(source_of(module))
+    else:
         sys.meta_path.insert(0, Importer(mutant))
-    files = [f"tests/{name}.py" for name in tests]
+        plugin = Chosen(names)
+    files = [f"tests/{name}.py" for name in OWN_TESTS[module]]
     words = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:randomly", *files]
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        code = int(pytest.main(words))
-    said.send(code)
+        code = int(pytest.main(words, plugins=[plugin]))
+    said.send((code, plugin.finished() if mutant is None else None))
     said.close()
     os._exit(0)
 
 
-def verdict(mutant: Mutant | None, tests: Sequence[str]) -> str:
-    """killed, survived, or timed out (which counts as killed: somebody would notice)."""
+def run_tests(mutant: Mutant | None, module: str, names: Sequence[str], limit: int | None) -> tuple[int, Known | None]:
+    """pytest's exit code and, without a mutant, what is known; minus a signal's number where one ended the process."""
     fork = multiprocessing.get_context("fork")
     here, there = fork.Pipe(duplex=False)
-    process = fork.Process(target=tested, args=(mutant, tests, there))
+
+    def limited() -> None:
+        if limit is not None:
+            resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
+        tested(mutant, module, names, there)
+
+    process = fork.Process(target=limited)
     process.start()
     there.close()
-    process.join(SECONDS)
-    if process.is_alive():
-        process.kill()
-        process.join()
-        return "timed out"
     try:
-        code = here.recv()
+        if not here.poll(SECONDS):
+            process.kill()
+        found: tuple[int, Known | None] = here.recv()
     except EOFError:
-        return "killed"  # the process itself died
-    return "survived" if code == 0 else "killed"
+        process.join()
+        return process.exitcode or 1, None
+    process.join()
+    return found
+
+
+def verdict(mutant: Mutant, known: Known) -> str:
+    """killed, survived, or timed out (which counts as killed: somebody would notice)."""
+    names = known.tests_of(mutant.line)
+    limit = 60 + 10 * int(sum(known.seconds[name] for name in names))
+    code, _ = run_tests(mutant, mutant.module, names, limit)
+    if code in (4, 5):
+        sys.exit(f"pytest ran no test on {mutant}.")
+    return "survived" if code == 0 else "killed" if code > 0 else "timed out"
+
+
+def digest_of(*paths: Path) -> str:
+    """Of the contents of files, those that are there."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths if path.is_file())).hexdigest()
+
+
+def earlier(seed: int) -> dict[tuple[str, int], dict[str, Any]]:
+    """The verdicts that a run before this one found, by module and number."""
+    if not OUT.is_file():
+        return {}
+    kept = json.loads(OUT.read_text())
+    return {(row["module"], row["number"]): row for row in kept["mutants"]} if kept["seed"] == seed else {}
 
 
 def main() -> None:
-    """Read the command line, check that the tests pass on what is there, and try the sample."""
+    """Read the command line, see which tests run which lines, and try the sample."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--files", nargs="*", default=list(OWN_TESTS), help=f"of {', '.join(OWN_TESTS)}")
+    parser.add_argument("--anew", action="store_true", help="without the verdicts of an earlier run")
     given = parser.parse_args()
     import numpy as np
     import torch  # noqa: F401  # once for all forks: it is most of what a test run takes to start
@@ -213,22 +306,48 @@ def main() -> None:
     everything = mutants(given.files)
     order = np.random.Generator(np.random.Philox(given.seed)).permutation(len(everything))
     chosen = [everything[place] for place in sorted(order[: given.count])]
-    for module in dict.fromkeys(mutant.module for mutant in chosen):
-        if verdict(None, OWN_TESTS[module]) != "survived":
+    began, results = time.monotonic(), {} if given.anew else earlier(given.seed)
+    sources = {module: digest_of(source_of(module)) for module in OWN_TESTS}
+    tests = {module: digest_of(*(ROOT / "tests" / f"{n}.py" for n in names)) for module, names in OWN_TESTS.items()}
+
+    def save() -> None:
+        rows = [results[mutant.module, mutant.number] for mutant in chosen if (mutant.module, mutant.number) in results]
+        killed = sum(row["verdict"] != "survived" for row in rows)
+        OUT.parent.mkdir(parents=True, exist_ok=True)
+        OUT.write_text(json.dumps({"seed": given.seed, "killed": killed, "of": len(rows), "mutants": rows}, indent=1))
+
+    def is_known(mutant: Mutant) -> bool:
+        row = results.get((mutant.module, mutant.number))
+        if row is None or row["change"] != mutant.change or row["source"] != sources[mutant.module]:
+            return False
+        return row["verdict"] != "survived" or row["tests"] == tests[mutant.module]
+
+    def attempt(mutant: Mutant) -> None:
+        results[mutant.module, mutant.number] = {
+            **asdict(mutant),
+            "verdict": verdict(mutant, known[mutant.module]),
+            "source": sources[mutant.module],
+            "tests": tests[mutant.module],
+        }
+
+    left = [mutant for mutant in chosen if not is_known(mutant)]
+    known: dict[str, Known] = {}
+    for module in dict.fromkeys(mutant.module for mutant in left):
+        code, found = run_tests(None, module, (), None)
+        if code or found is None:
             sys.exit(f"The tests of {module} fail without any mutant.")
-    began, results = time.monotonic(), []
+        known[module] = found
     with ThreadPoolExecutor(given.jobs) as pool:
-        for mutant, found in zip(chosen, pool.map(lambda m: verdict(m, OWN_TESTS[m.module]), chosen), strict=True):
-            results.append({**asdict(mutant), "verdict": found})
-            if found == "survived":
-                print(f"survived: {mutant.module}:{mutant.line}: {mutant.change}", flush=True)
-    killed = sum(result["verdict"] != "survived" for result in results)
-    minutes = (time.monotonic() - began) / 60
-    print(
-        f"{killed} of {len(results)} killed ({killed / len(results):.1%}), of {len(everything)}; {minutes:.0f} minutes"
-    )
-    OUT.parent.mkdir(parents=True, exist_ok=True)
-    OUT.write_text(json.dumps({"seed": given.seed, "killed": killed, "of": len(results), "mutants": results}, indent=1))
+        for _ in pool.map(attempt, left):
+            save()
+    save()
+    rows = [results[mutant.module, mutant.number] for mutant in chosen]
+    for row in rows:
+        if row["verdict"] == "survived":
+            print(f"survived: {row['module']}:{row['line']}: {row['change']}")
+    killed, minutes = sum(row["verdict"] != "survived" for row in rows), (time.monotonic() - began) / 60
+    print(f"{killed} of {len(rows)} killed ({killed / len(rows):.1%}), of {len(everything)}; ", end="")
+    print(f"{len(left)} of them tried now, in {minutes:.0f} minutes")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Keep the small files of finished runs under results/, and make docs/results.md from them.
 
 python benchmarks/results.py collect STUDY RUN...   (of a study with a file under studies/: all its run folders)
-python benchmarks/results.py weights NAME RUN       (the last weights of a finished run, with a card)
 python benchmarks/results.py speed            (what make bench saved)
 python benchmarks/results.py table            (make results)
 """
@@ -11,7 +10,6 @@ from __future__ import annotations
 import csv
 import json
 import runpy
-import shlex
 import shutil
 import statistics
 import sys
@@ -21,20 +19,19 @@ from typing import Any
 
 import yaml
 
-from longtail.runs.rundir import Checkpoint, RunDir
+from longtail.runs.exported import portable_command
 from longtail.study import read_study
 from longtail.study.cells import Finder, study_cells
 from longtail.study.table import study_results
 from longtail.study.writing import markdown
-from longtail.training.state import model_part
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
 STUDIES = ROOT / "studies"
-WEIGHTS = ROOT / "weights"
 PAGE = ROOT / "docs" / "results.md"
 SALIENCY = RESULTS / "saliency"
 SPEED = RESULTS / "speed" / "throughput.json"
+MEMORY = RESULTS / "memory" / "inat18-concutmix.json"
 KEPT = ("results.json", "per_class.csv", "metrics.jsonl")
 
 INTRODUCTION = """# Results
@@ -46,69 +43,11 @@ standard deviation, with the number of seeds; fewer than three seeds are marked 
 """
 
 
-def command_of(described: dict[str, Any]) -> str:
-    """The command of a run, without what belongs to the machine that it ran on."""
-    words: list[str] = []
-    given = shlex.split(described["command"])
-    for before, word in zip(["", *given], given, strict=False):
-        if "--out" in (before, word):
-            continue
-        key, equals, value = word.rpartition("=")
-        if value.startswith(("/", "../")):
-            word = f"{key}{equals}{Path(value).name}"
-        if not word.startswith(("out=", "--out=", "--resume", "--overwrite", "--debug")):
-            words.append(word)
-    return shlex.join(words)
-
-
 def without_paths(config: dict[str, Any]) -> dict[str, Any]:
     """The values of a run's config.yaml, without this machine's folders."""
     path, init = config["data"]["path"], config["init"]
     named = {"init": init and Path(init).name, "data": config["data"] | {"path": path and Path(path).name}}
     return config | {"out": None} | named
-
-
-def publish(name: str, run: Path, out: Path = WEIGHTS) -> Path:
-    """Write weights/NAME: the last weights of a finished run as a run folder without momentum, and a card.
-
-    ``longtail eval weights/NAME data.path=...`` repeats the number of its results.json.
-    """
-    source, kept = RunDir(run), RunDir(out / name)
-    described, last = source.description(), source.load_checkpoint()
-    if described["status"] != "finished" or last is None:
-        raise SystemExit(f"{run} is not finished.")
-    (kept.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-    kept.save_checkpoint(Checkpoint(last.step, {f"model/{key}": value for key, value in model_part(last).items()}, {}))
-    config = source.read_config()
-    kept.write_config(without_paths(config))
-    command = command_of(described)
-    kept.update_description(**described | {"command": command})
-    results = json.loads((run / "results.json").read_text())
-    shutil.copy(run / "results.json", kept.path / "results.json")
-    images = "" if config["data"]["name"] == "scenes" else f" data.path={Path(config['data']['path'] or '').name}"
-    size = (kept.path / "checkpoints" / f"step-{last.step}.safetensors").stat().st_size
-    shown = {key: results["last"][key] for key in ("top1", "many", "medium", "few", "ece")}
-    numbers = ", ".join(f"{key} {'-' if value is None else f'{100 * value:.2f}'}" for key, value in shown.items())
-    torch = described["versions"]["torch"]
-    (kept.path / "README.md").write_text(
-        f"""# {name}
-
-| | |
-|---|---|
-| trained by | `{command}` |
-| method, network | {results["method"]}, {results["model"]}, {results["parameters"]:,} parameters, {size / 1e6:.1f} MB |
-| data | {results["dataset"]}, imbalance {results["imbalance"] or "its own"}, subset seed {results["subset_seed"]}, \
-{sum(results["class_counts"]):,} training images |
-| epochs, seed | {results["epochs"]}, {results["seed"]} |
-| last epoch on {results["evaluated_on"]}, % | {numbers} |
-| versions | longtail {results["version"]} (numbers {results["numbers_version"]}), torch {torch} |
-
-`longtail eval weights/{name}{images}` repeats the line of numbers; `init=weights/{name}` starts a run from these
-weights; `longtail.load("weights/{name}")` predicts with them. One seed of a short run: not a network to use, but one to
-check a table with.
-"""
-    )
-    return kept.path
 
 
 def collect(study: str, runs: Iterable[Path]) -> None:
@@ -124,7 +63,7 @@ def collect(study: str, runs: Iterable[Path]) -> None:
             keep_answers(run / "predictions.csv", folder / "predictions.csv")
         config = without_paths(yaml.safe_load((run / "config.yaml").read_text()))
         (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-        (folder / "command.txt").write_text(f"{command_of(described)}\n")
+        (folder / "command.txt").write_text(f"{portable_command(described['command'])}\n")
         about = {name: described[name] for name in ("versions", "threads", "compiled")}
         about["fingerprint"] = described["data"]["fingerprint"]
         (folder / "environment.json").write_text(json.dumps(about, indent=1) + "\n")
@@ -215,6 +154,16 @@ def table_of_study(name: str) -> list[str]:
     return [*lines, "", "Command:", "", "```", command, "```"]
 
 
+def label_table(measured: Path) -> list[str]:
+    """What benchmarks/omega_study.py measured of the labels of a study's runs; nothing without its file."""
+    if not measured.is_file():
+        return []
+    table = runpy.run_path(str(ROOT / "benchmarks" / "omega_study.py"))["table"]
+    about = "What rectification does to the labels of the mixed images, in percent of them or of their mass:"
+    command = "python benchmarks/omega_study.py labels RUN RUN ... --out labels.json"
+    return ["", about, "", *table(json.loads(measured.read_text())), "", "```", command, "```"]
+
+
 def saliency_tables() -> list[str]:
     """What benchmarks/saliency_study.py measured, with what README.md beside it says."""
     study = runpy.run_path(str(ROOT / "benchmarks" / "saliency_study.py"))
@@ -236,12 +185,15 @@ def page() -> str:
         title = about.read_text().strip() if about.is_file() else f"## {study.name}"
         with_file = (STUDIES / f"{study.name}.yaml").is_file()
         table = table_of_study(study.name) if with_file else study_table(runs)
-        parts.append("\n".join([title, "", *table]) + "\n")
+        parts.append("\n".join([title, "", *table, *label_table(study / "labels.json")]) + "\n")
     if SALIENCY.is_dir():
         parts.append("\n".join(saliency_tables()))
     if SPEED.is_file():
         table = runpy.run_path(str(ROOT / "benchmarks" / "speed_table.py"))["speed_table"]
         parts.append("\n".join(table(json.loads(SPEED.read_text()))) + "\n")
+    if MEMORY.is_file():
+        table = runpy.run_path(str(ROOT / "benchmarks" / "memory.py"))["memory_table"]
+        parts.append("\n".join(table(json.loads(MEMORY.read_text()))) + "\n")
     return "\n".join(parts)
 
 
@@ -250,9 +202,6 @@ def main() -> None:
     words = sys.argv[1:] or ["table"]
     if words[0] == "collect" and len(words) > 2:
         collect(words[1], map(Path, words[2:]))
-    elif words[0] == "weights" and len(words) == 3:
-        print(publish(words[1], Path(words[2])).relative_to(ROOT))
-        return
     elif words == ["speed"]:
         SPEED.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / "runs" / "bench" / "throughput.json", SPEED)

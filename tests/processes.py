@@ -53,6 +53,15 @@ class Command:
         """Send a signal; one that comes too late is none."""
         os.kill(self.pid, number)
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it has not ended."""
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        return self.code is None
+
     def wait(self) -> int:
         """The exit code; minus the signal's number if one ended it."""
         if self.code is None:

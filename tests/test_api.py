@@ -1,6 +1,7 @@
 """The Python entry."""
 
-import signal
+import json
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ import pytest
 import longtail
 from longtail.api import evaluate_run
 from longtail.data import from_arrays
-from longtail.errors import ConfigError, DataError, StoppedError
+from longtail.errors import ConfigError, DataError
+from longtail.evaluation.evaluate import compare_numbers
 from longtail.training.loop import train
-from tiny import KilledError, Recorder, outcome, settings_of, tiny_config
+from tiny import KilledError, Recorder, outcome, settings_of, tiny_config, write_npz
 
 
 @pytest.fixture(autouse=True)
@@ -94,33 +96,49 @@ def test_arrays_are_trained_on_from_python_and_nowhere_else(tiny_npz: Path, tmp_
 
 
 def test_evaluating_gives_the_data_the_numbers_and_no_note(finished_run: longtail.Run) -> None:
-    data, evaluation, notes = evaluate_run(finished_run.path)
-    assert notes == []
-    assert data.evaluated_on == "test"
-    assert evaluation.numbers() == {k: v for k, v in finished_run.results["last"].items() if k != "epoch"}
-    assert evaluation.probabilities.shape == (12, 4)
+    found = evaluate_run(finished_run.path)
+    assert found.notes == []
+    assert found.data.evaluated_on == "test"
+    assert found.evaluation.numbers() == {k: v for k, v in finished_run.results["last"].items() if k != "epoch"}
+    assert found.evaluation.probabilities.shape == (12, 4)
+    assert found.verdict == "top-1, many, medium and few equal those of the run, to the image."
+
+
+def test_numbers_that_are_not_those_of_the_run_are_told_with_the_images_between(
+    finished_run: longtail.Run, tmp_path: Path
+) -> None:
+    shutil.copytree(finished_run.path, tmp_path / "run")
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    results["last"]["top1"] += 2 / 12
+    results["last"]["few"] = None
+    (tmp_path / "run" / "results.json").write_text(json.dumps(results))
+    verdict = evaluate_run(tmp_path / "run").verdict
+    here, there = (100 * run["last"]["top1"] for run in (finished_run.results, results))
+    assert f"top-1 {there:.2f} there and {here:.2f} here" in verdict
+    assert "few - there" in verdict
+    assert "2 of 12 images" in verdict
+    assert "many" not in verdict, "it is equal"
+    assert "equal" in evaluate_run(tmp_path / "run", "best").verdict
+
+
+def test_a_group_without_classes_is_not_said_to_be_equal() -> None:
+    numbers = {"top1": 0.25, "many": None, "medium": 0.5, "few": 0.0}
+    assert (
+        compare_numbers(numbers, numbers, 8, "the run") == "top-1, medium and few equal those of the run, to the image."
+    )
+
+
+def test_other_images_are_noted_and_compared_with_nothing(finished_run: longtail.Run, tmp_path: Path) -> None:
+    other = write_npz(tmp_path / "other.npz", test=4)
+    found = evaluate_run(finished_run.path, settings={"data": {"path": str(other)}})
+    assert "not the images" in found.notes[0]
+    assert found.verdict == ""
 
 
 def test_a_missing_archive_is_a_data_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"absent\.npz"):
         longtail.train("npz/ce", data={"path": tmp_path / "absent.npz"}, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-def test_a_signal_while_the_report_is_written_waits_for_it(
-    tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def write(out: Path) -> None:
-        signal.raise_signal(signal.SIGTERM)
-        (out / "report.html").write_text("a page")
-
-    monkeypatch.setattr("longtail.api.write_report", write)
-    own = settings_of("ce", data={"path": tiny_npz})
-    with pytest.raises(StoppedError) as caught:
-        longtail.train("npz/ce", out=tmp_path / "run", **own)
-    assert caught.value.exit_code == 75
-    assert (tmp_path / "run" / "report.html").read_text() == "a page"
-    assert longtail.train("npz/ce", out=tmp_path / "run", resume=True, **own).results["epochs"] == 2
 
 
 def test_a_run_killed_before_its_report_gets_it_when_resumed(

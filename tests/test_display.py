@@ -11,9 +11,9 @@ from rich.console import Console
 from longtail.training.display import Lines, LiveTable, clock, listener_for, percent, results_table
 
 
-def printed(results: list[dict[str, Any]]) -> str:
+def printed(results: list[dict[str, Any]], width: int = 140) -> str:
     out = io.StringIO()
-    Console(file=out, width=140).print(results_table(results))
+    Console(file=out, width=width).print(results_table(results))
     return out.getvalue()
 
 
@@ -40,6 +40,27 @@ def test_an_empty_group_is_a_dash_and_brings_the_thirds() -> None:
 
 def test_a_table_wide_enough_is_not_cut() -> None:
     assert "…" not in printed([result()])
+
+
+def test_eighty_columns_hold_every_number_whole_with_thirds_and_long_names() -> None:
+    numbers = dict(zip(("top1", "many", "medium", "few", "worst_tenth"), (0.9876, 1.0, None, 1.0, 1.0), strict=True))
+    wide = result(**numbers, thirds={"head": 1.0, "middle": 0.1234, "tail": 1.0})
+    wide |= {"dataset": "fashion-mnist", "method": "class-balanced-focal", "evaluated_on": "held-out"}
+    text = printed([wide], 80)
+    assert max(map(len, text.splitlines())) <= 80
+    last = next(line for line in text.splitlines() if "98.76" in line)
+    assert last.split()[-8:] == ["98.76", "100.00", "-", "100.00", "100.00", "12.34", "100.00", "100.00"]
+    heads = text.splitlines()
+    assert "on held-out" in heads[0]
+    assert heads[2].split() == ["run", "weights", "top-1", "many", "medium", "few", "head", "middle", "tail", "tenth"]
+    assert "…" not in text
+
+
+def test_runs_on_several_sets_each_say_theirs() -> None:
+    text = printed([result(), result() | {"evaluated_on": "val"}])
+    assert "seed 3, on test" in text
+    assert "seed 3, on val" in text
+    assert ", on test" in printed([result()]).splitlines()[0]
 
 
 @pytest.mark.parametrize(("value", "shown"), [(None, "-"), (0.0, "0.00"), (0.20351, "20.35"), (1.0, "100.00")])

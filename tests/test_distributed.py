@@ -61,8 +61,10 @@ def difference(one: dict[str, Tensor], other: dict[str, Tensor], kind: str) -> f
     """|a - b| / |b| over all tensors of a kind together: "model", "momentum" or "losses"."""
     assert one.keys() == other.keys()
     names = [name for name in one if name.startswith(kind)]
-    a, b = (torch.cat([found[name].double().flatten() for name in names]) for found in (one, other))
-    return float((a - b).norm() / b.norm())
+    a, b = (torch.cat([tensors[name].double().flatten() for name in names]) for tensors in (one, other))
+    found = float((a - b).norm() / b.norm())
+    print(f"{kind} differ by {found:.1e}")
+    return found
 
 
 def is_contrasted(order: str) -> bool:

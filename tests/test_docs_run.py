@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import shutil
+import subprocess
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from longtail.methods import MethodEntry
 from longtail.recipes import load_config
 from longtail.rng import numpy_generator
 from longtail.training.state import build_method
+from miniatures import miniature
 from pictures import picture
 from processes import Launcher
 from test_docs import python_of
@@ -38,6 +40,12 @@ RUNS_ALONE = ["README.md", "CONTRIBUTING.md", "docs/saliency.md"]
 
 WHOLE = ["docs/tutorial.md", "docs/own-images.md"]
 """Pages that are run as they stand, in the slow set, and shortened by default."""
+
+SMALL = ["model.backbone=resnet8", "data.size=48", "optim.batch=16"]
+"""What is laid over a recipe for ImageNet-LT."""
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "longtail"]
+"""For every ``torchrun``: two processes of this machine."""
 
 RUN = [page for page in PAGES if any(block.not_run is None and block.language in CHECKED for block in blocks(page))]
 
@@ -78,22 +86,35 @@ def public_checkpoint(place: Path) -> None:
     torch.save({"epoch": 200, "arch": "resnet32", "state_dict": renamed, "best_acc1": 50.0, "optimizer": {}}, place)
 
 
-def a_run(place: Path) -> None:
-    """One epoch on images of cats, dogs and owls."""
+def pets(place: Path) -> None:
+    """Images of cats, dogs and owls."""
     for k, name in enumerate(("cat", "dog", "owl")):
         for n in range(6):
-            picture(place.parent / "of-run" / name / f"{n}.png", 20_000 + 10 * k + n)
-    short = {"data": {"path": place.parent / "of-run", "size": 32}, "optim": {"epochs": 1}, "run": {"threads": 1}}
-    longtail.train("folder/ce", out=place, **short)
+            picture(place / name / f"{n}.png", 20_000 + 10 * k + n)
+
+
+def run_on_pets(place: Path) -> None:
+    """One epoch on them."""
+    data = {"path": place.parents[1] / "pets", "size": 32}
+    longtail.train("folder/ce", out=place, data=data, optim={"epochs": 1}, run={"threads": 1})
 
 
 def images_of_scenes(place: Path) -> None:
     write_npz(place, (2,) * 10, shape=(32, 32, 3))
 
 
+def big_lists(place: Path) -> None:
+    """The lists of 20 classes of ImageNet-LT, and beside them its images."""
+    images = miniature(place.parent / "IMAGENET", "imagenet-lt", classes=20)
+    place.mkdir()
+    for path in images.glob("*.txt"):
+        path.rename(place / path.name)
+
+
 STAND_INS: dict[str, Callable[[Path], None]] = {
     "FILE.npz": small_archive,
     "cifar100.npz": small_archive,
+    "LISTS": big_lists,
     "MAPS.npz": maps,
     "photos": photos,
     "new": new,
@@ -103,8 +124,12 @@ STAND_INS: dict[str, Callable[[Path], None]] = {
     "checkpoint": public_checkpoint,
 }
 
-OF_PAGE: dict[str, dict[str, Callable[[Path], None]]] = {"docs/taking-away.md": {"runs/x": a_run}}
+OF_PAGE: dict[str, dict[str, Callable[[Path], None]]] = {"docs/taking-away.md": {"pets": pets, "runs/x": run_on_pets}}
 """What a page speaks of as if it were there."""
+
+
+NEEDS = {"docs/trackers.md": ("tensorboard", "mlflow")}
+"""Packages of extras without which a page cannot be followed."""
 
 
 def furnish(page: str, folder: Path) -> None:
@@ -152,11 +177,17 @@ class Reader:
 
     def command(self, words: list[str], where: str) -> None:
         expanded = [found for word in words for found in (sorted(glob.glob(word)) if "*" in word else [word])]
-        assert expanded[0] == "longtail", f"{where}: {' '.join(words)} is not run by a test; mark the block"
-        expanded = expanded[1:]
+        several = expanded[0] == "torchrun"
+        assert several or expanded[0] == "longtail", f"{where}: {' '.join(words)} is not run by a test; mark the block"
+        expanded = expanded[expanded.index("longtail") + 1 :]
         if self.short and expanded[0] in ("train", "study"):
             expanded += ["optim.epochs=1", "run.threads=1"]
             expanded += ["model.backbone=resnet8"] * any("cifar" in word for word in expanded)
+            expanded += SMALL * any("imagenet" in word for word in expanded)
+        if several:
+            ended = subprocess.run([*TORCHRUN, *expanded], capture_output=True, text=True, timeout=900)
+            assert ended.returncode == 0, f"{where}: {' '.join(words)}\n{ended.stdout[-2000:]}\n{ended.stderr[-2000:]}"
+            return
         ran = self.launch(*expanded)
         assert ran.wait() == 0, f"{where}: {' '.join(words)}\n{ran.stdout[-2000:]}\n{ran.stderr}"
 
@@ -200,6 +231,8 @@ def here(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lau
 
 
 def follow(page: str, folder: Path, launch: Launcher, *, short: bool) -> None:
+    for package in NEEDS.get(page, ()):
+        pytest.importorskip(package, reason=f"{page} needs the extra {package!r}")
     furnish(page, folder)
     reader = Reader(folder, launch, short)
     followed = [block for block in blocks(page) if block.not_run is None and block.language in CHECKED]

@@ -11,16 +11,18 @@ import torch
 from safetensors.torch import load_file
 
 import longtail
-from longtail.api import Run, train
+from longtail.api import Run, evaluate_run, train
 from longtail.cli import main
-from longtail.config import METHOD_SETTINGS
+from longtail.config import METHOD_SETTINGS, Config
 from longtail.errors import ConfigError, RunError
 from longtail.evaluation.scoring import Scoring
 from longtail.exchange.export import CHECKED, Answering, check_agreement, check_images, export
 from longtail.methods import METHODS
 from longtail.models.network import ModelSettings
 from longtail.prediction.predict import Model, training_only
-from tiny import files_of, read_test_images, settings_of, write_npz
+from longtail.runs.exported import PATHS, portable_command
+from longtail.training.state import begin, build_method
+from tiny import files_of, read_test_images, settings_of, tiny_config, write_npz
 
 
 @pytest.fixture(scope="module")
@@ -204,6 +206,100 @@ def test_an_exported_folder_holds_no_training_part_and_no_path_of_the_machine(mo
         assert str(Path(data).parent) not in text.read_text()
         assert str(model.folder) not in text.read_text()
     assert about["config"]["data"]["path"] is None
+
+
+def test_every_setting_that_is_a_place_is_left_out_of_what_is_exported() -> None:
+    known = {f"{group}.{name}".removeprefix(".") for group, names in PATHS.items() for name in names}
+    places = set()
+    for group, field in Config.model_fields.items():
+        inner = {f"method.{n}": f for kind in METHOD_SETTINGS.values() for n, f in kind.model_fields.items()}
+        if group != "method":
+            inner = {f"{group}.{n}": f for n, f in getattr(field.annotation, "model_fields", {}).items()}
+        for name, own in {group: field, **inner}.items():
+            if "AfterValidator" in repr(own.annotation) and "_from_anywhere" in repr(own.annotation):
+                places.add(name)
+    assert len(places) > 5
+    assert known == places | {"out"}
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("cifar100/ce data.path=/home/me/c.npz seed=1", "cifar100/ce data.path=c.npz seed=1"),
+        ("npz/ce data.path=my/own.npz --out runs/x --resume", "npz/ce data.path=own.npz"),
+        ("../x/config.yaml out=/tmp/y", "config.yaml"),
+        ("csv/ce data.root=~/a --out=q 'data.path=a b/c d.csv'", "csv/ce data.root=a 'data.path=c d.csv'"),
+        ("scenes/smcl method.saliency_maps=x/m.npz init=runs/a/", "scenes/smcl method.saliency_maps=m.npz init=a"),
+    ],
+)
+def test_a_command_is_told_without_the_places_of_the_machine(given: str, shown: str) -> None:
+    assert portable_command(f"longtail train {given}") == f"longtail train {shown}"
+
+
+def test_an_exported_folder_of_a_run_on_scenes_repeats_its_numbers_to_the_image(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings: dict[str, Any] = {"optim": {"epochs": 2}, "run": {"threads": 1, "compile": False}}
+    run = longtail.train("scenes/ce", model={"backbone": "resnet8"}, out=tmp_path / "run", **settings)
+    assert run_command("export", run.path, "--out", tmp_path / "weights") == 0
+    shutil.rmtree(run.path)
+    assert run_command("eval", tmp_path / "weights") == 0
+    said = capsys.readouterr().out
+    assert "equal those of the card" in said
+    assert f"{100 * run.results['last']['top1']:.2f}" in said
+    again = evaluate_run(tmp_path / "weights")
+    assert again.evaluation.numbers() == {k: v for k, v in run.results["last"].items() if k != "epoch"}
+    card = (tmp_path / "weights" / "README.md").read_text()
+    assert "`longtail eval THIS_FOLDER` counts again" in card, "the scenes need no data.path"
+
+
+def test_an_exported_folder_is_evaluated_where_the_images_are_and_says_if_the_card_differs(
+    finished_run: Run, tiny_npz: Path, tmp_path: Path
+) -> None:
+    for which in ("last", "best"):
+        path, _ = export(longtail.load(finished_run.path, which=which), "safetensors", tmp_path / which)
+        with pytest.raises(ConfigError, match=r"data\.path"):
+            evaluate_run(path)
+        found = evaluate_run(path, which, {"data": {"path": str(tiny_npz)}})
+        assert found.which == which
+        assert found.notes == []
+        assert f"equal those of the card ({path}/README.md)" in found.verdict
+        assert found.evaluation.metrics.top1 == finished_run.results[which]["top1"]
+    about = json.loads((tmp_path / "last" / "config.json").read_text())
+    about["results"]["top1"] -= 1 / 12
+    (tmp_path / "last" / "config.json").write_text(json.dumps(about))
+    verdict = evaluate_run(tmp_path / "last", settings={"data": {"path": str(tiny_npz)}}).verdict
+    assert verdict.startswith("Not the numbers of the card")
+    assert "1 of 12 images" in verdict
+    about["config"]["optim"]["epoch"] = 3
+    (tmp_path / "last" / "config.json").write_text(json.dumps(about))
+    with pytest.raises(RunError, match=r"'optim\.epoch'"):
+        evaluate_run(tmp_path / "last", settings={"data": {"path": str(tiny_npz)}})
+
+
+def test_an_exported_folder_is_exported_again_with_the_same_card(model: Model, tmp_path: Path) -> None:
+    first, _ = export(model, "safetensors", tmp_path / "first")
+    second, _ = export(longtail.load(first, device="cpu"), "safetensors", tmp_path / "second")
+    assert files_of(first) == files_of(second)
+
+
+def test_a_run_begins_with_the_weights_of_an_exported_folder_wherever_it_is(
+    model: Model, tiny_npz: Path, tmp_path: Path
+) -> None:
+    path, _ = export(model, "safetensors", tmp_path / "hub")
+    shutil.copytree(path, tmp_path / "elsewhere")
+    config = [
+        tiny_config("ce", tiny_npz, tmp_path / "run", init=str(folder)) for folder in (path, tmp_path / "elsewhere")
+    ]
+    assert config[0].key() == config[1].key() != tiny_config("ce", tiny_npz, tmp_path / "run").key()
+    method = build_method(config[0], model.class_counts, model.size)
+    begin(method, config[0])
+    own = model.method.state_dict()
+    for name, value in method.state_dict().items():
+        assert torch.equal(value, own[name]), name
+    (path / "model.safetensors").write_bytes(b"spoiled")
+    with pytest.raises(RunError, match="digest"):
+        begin(method, config[0])
 
 
 def test_a_folder_exported_from_a_run_that_chose_on_val_answers_with_what_was_chosen(tmp_path: Path) -> None:

@@ -131,9 +131,9 @@ def test_an_imported_run_is_evaluated_predicted_with_and_reported_like_any_other
     assert RunDir(tmp_path / "run").description()["imported"]["epoch"] == 7
     assert RunDir(tmp_path / "run").read_config()["optim"]["epochs"] == 7
     for which in ("last", "best"):
-        _, evaluation, notes = evaluate_run(tmp_path / "run", which)
-        assert evaluation.numbers() == made.evaluation.numbers()
-        assert notes == []
+        found = evaluate_run(tmp_path / "run", which)
+        assert found.evaluation.numbers() == made.evaluation.numbers()
+        assert found.notes == []
     predicted = longtail.load(tmp_path / "run").predict(read_test_images(tmp_path / "run"))
     np.testing.assert_array_equal(predicted, made.evaluation.probabilities)
     assert write_report(tmp_path / "run", tmp_path / "page.html").is_file()
@@ -176,10 +176,10 @@ def test_cifar_is_imported_without_its_images_and_evaluated_where_they_are(tmp_p
     import_checkpoint(tmp_path / "file.pth", "cifar10/bcl", whole, str(tmp_path / "run"))
     with_images = merge(whole, {"data": {"path": str(archive)}})
     made = import_checkpoint(tmp_path / "file.pth", "cifar10/bcl", with_images, str(tmp_path / "other"))
-    _, evaluation, notes = evaluate_run(tmp_path / "run", settings={"data": {"path": str(archive)}})
+    found = evaluate_run(tmp_path / "run", settings={"data": {"path": str(archive)}})
     assert made.evaluation is not None
-    np.testing.assert_array_equal(evaluation.probabilities, made.evaluation.probabilities)
-    assert notes == []
+    np.testing.assert_array_equal(found.evaluation.probabilities, made.evaluation.probabilities)
+    assert found.notes == []
 
 
 # What is refused ------------------------------------------------------------------------------------------------------

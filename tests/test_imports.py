@@ -6,6 +6,7 @@ import ast
 import graphlib
 import importlib
 import re
+import resource
 import subprocess
 import sys
 from functools import cache
@@ -168,6 +169,19 @@ for words in (["--help"], ["train", "--help"], ["eval", "--help"], ["report", "-
         assert stop.code == 0, stop.code
 """
     assert not loaded_by(program) & {"torch", "numpy", "matplotlib", "torchvision"}
+
+
+def test_help_takes_less_than_four_tenths_of_a_second() -> None:
+    """Of the processor, so that what else the machine does has little say in it; the best of three."""
+
+    def seconds() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "longtail", "--help"], check=True, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    seconds()  # compiles
+    assert min(seconds() for _ in range(3)) < 0.4
 
 
 def test_the_public_names_are_there_and_nothing_else_is() -> None:

@@ -85,5 +85,5 @@ def test_a_run_reports_them_and_they_may_be_asked_for_later(tmp_path: Path) -> N
     assert profiles["uniform"]["top1"] == pytest.approx(run.results["last"]["balanced_accuracy"])
     assert load_config("scenes/ce", ["data.test_profile=all"]).data.test_profile == ALL_PROFILES
     assert load_config("scenes/ce", ["data.test_profile=[forward-50, uniform]"]).data.test_profile[0] == "forward-50"
-    _, evaluation, _ = longtail.api.evaluate_run(tmp_path / "run", settings={"data": {"test_profile": ["uniform"]}})
-    assert list(evaluation.numbers()["test_profiles"]) == ["uniform"]
+    found = longtail.api.evaluate_run(tmp_path / "run", settings={"data": {"test_profile": ["uniform"]}})
+    assert list(found.evaluation.numbers()["test_profiles"]) == ["uniform"]

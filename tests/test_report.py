@@ -8,6 +8,7 @@ import hashlib
 import importlib.util
 import json
 import math
+import re
 import shlex
 import struct
 import sys
@@ -350,6 +351,30 @@ def test_the_page_has_the_headline_numbers_of_the_last_epoch(run_dir: Path, page
 
 
 @pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize(("split", "shown"), [("held-out", "held-out images"), ("train", "training images")])
+def test_images_that_are_no_test_images_are_not_called_so(tmp_path: Path, split: str, shown: str) -> None:
+    run, other = (
+        fake_run(tmp_path / name, method=name, counts=[300, 60, 8, 5], selected_on=split, untested=[3])
+        for name in ("ce", "bcl")
+    )
+    for path in (
+        write_report(run, tmp_path / "one.html", baseline=other),
+        write_comparison([run, other], tmp_path / "several.html"),
+    ):
+        text = Page(path).text
+        assert not re.search("test images?", text, re.IGNORECASE), path
+        assert shown in text
+    assert "test image" not in (tmp_path / "one.html").read_text()
+
+
+def test_the_page_says_what_the_groups_are_and_which_rest_on_few_images(tmp_path: Path) -> None:
+    text = Page(write_report(fake_run(tmp_path / "a", counts=[300, 60, 8, 5], tested=20))).text
+    assert "Many: classes of more than 100 training images; medium: 20 to 100; few: fewer than 20." in text
+    assert "It rests on few test images: many on 20, medium on 20, few on 40." in text
+    text = Page(write_report(fake_run(tmp_path / "b", counts=[300, 60, 8, 5], tested=50))).text
+    assert "rests on few" not in text
+
+
 def test_the_best_epoch_is_labelled_with_what_selected_it(page: Page, tmp_path: Path) -> None:
     assert "(best epoch, selected on test)" in page.text
     other = write_report(fake_run(tmp_path / "run", counts=[300, 30, 3], selected_on="val"))
@@ -768,6 +793,20 @@ def test_comparison_page_has_a_line_per_run_and_says_who_is_best_on_the_tail(run
     rows = json.loads(found.scripts[0])["classes"]
     ours, theirs = (findings.percent(read_run(path).classes[0].accuracy) for path in (run_dir, worse))
     assert rows[0]["said"] == f"500 training images · cross-entropy {theirs} · concutmix {ours}"
+
+
+def test_what_all_runs_have_in_common_stands_once_over_the_table(tmp_path: Path) -> None:
+    counts = [300, 60, 8]
+    runs = [fake_run(tmp_path / name, method=name, counts=counts, epochs=7, seed=3) for name in ("ce", "bcl")]
+    text = Page(write_comparison(runs, tmp_path / "page.html")).text
+    assert "cifar100 · last of 7 epochs · seed 3 · evaluated on test" in text
+    heads = text[text.index("method") :].partition("image passes")[0]
+    assert "epochs" not in heads
+    assert "seed" not in heads
+    runs.append(fake_run(tmp_path / "other", method="ce", counts=counts, epochs=9, seed=4))
+    text = Page(write_comparison(runs, tmp_path / "page.html")).text
+    assert "last epoch of each run · evaluated on test" in text
+    assert "method epochs seed top-1" in text
 
 
 def test_classes_of_other_names_or_order_are_not_set_side_by_side(run_dir: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from longtail.report.images import Shot, data_uri, edges_of, gray, visible
 from longtail.report.measured import feature_space, hard_images, measure, pair_images
 from longtail.report.remaking import Remade, Shown, label_bars, remake
 from longtail.report.samples import masked_boxes, show_method
+from test_report import fake_run
 from tiny import tiny_config
 
 Trained = Callable[..., Run]
@@ -194,6 +196,15 @@ def test_images_that_are_gone_or_changed_are_a_sentence_on_the_page(
         assert "are not those that it was trained and evaluated on" in page
     finally:
         config.write_text(before)
+
+
+def test_images_that_came_from_python_are_one_sentence_on_the_page(tmp_path: Path) -> None:
+    path = fake_run(tmp_path / "run", counts=[30, 8])
+    results = json.loads((path / "results.json").read_text())
+    (path / "results.json").write_text(json.dumps(results | {"dataset": "arrays"}))
+    assert measure(read_run(path), []).notes == [
+        "The images came from Python and are not in the run folder: the page is without pictures."
+    ]
 
 
 def test_a_part_that_fails_is_a_sentence_and_the_others_stand(

@@ -4,7 +4,7 @@ import errno
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from longtail.rng import numpy_generator
 from longtail.runs.rundir import RunDir
 from longtail.training.loop import train
 from longtail.training.state import build_method
-from processes import Launcher, wait_until
+from processes import Command, Launcher, wait_until
 from tiny import COUNTS, SIZE, STEPS, At, KilledError, Recorder, assignments, files_of, outcome, tiny_config, write_npz
 
 MASKED: dict[str, tuple[str, dict[str, Any]]] = {
@@ -527,38 +527,66 @@ def test_a_signal_ends_the_command_with_its_code_and_the_resumed_one_ends_the_sa
     assert outcome(tmp_path / "run") == long_run
 
 
-def kill_and_resume(launch: Launcher, config: Config, folder: Path, moments: list[float]) -> None:
-    """Kill -9 after each of ``moments``, in seconds since the folder was there; then go on to the end."""
-    for moment in moments:
-        command = launch(*words_of(config), "--resume")
-        wait_until(lambda: (folder / "run.json").exists())
+def kill_and_resume(launch: Launcher, configs: Sequence[Config], folder: Path, moments: Sequence[float]) -> list[int]:
+    """Kill -9 after each of ``moments``; then go on to the end. Returns the steps of the checkpoints that were left.
+
+    Moments are in seconds from the first step that a start finishes, but every fourth from the start itself. The starts
+    take ``configs`` in turn.
+    """
+    left: list[int] = []
+    for number, moment in enumerate(moments):
+        before = checkpoints_of(folder)
+        command = launch(*words_of(configs[number % len(configs)]), "--resume")
+
+        def has_stepped(before: set[str] = before, command: Command = command) -> bool:
+            return bool(checkpoints_of(folder) - before) or not command.is_running
+
+        if number % 4 != 3:
+            wait_until(has_stepped, 240)
         time.sleep(moment)
         command.send(signal.SIGKILL)
-        command.wait()
-    train(config, resume=True)
+        assert command.wait() == -signal.SIGKILL, command.stderr
+        found = RunDir(folder).load_checkpoint()
+        left.append(0 if found is None else found.step)
+    train(configs[0], resume=True)
+    return left
+
+
+def checkpoints_of(folder: Path) -> set[str]:
+    return {path.name for path in (folder / "checkpoints").glob("step-*.json")}
 
 
 def test_kill_9_at_random_moments_and_resume_end_the_same(
     tiny_npz: Path, tmp_path: Path, launch: Launcher, long_run: Any
 ) -> None:
     config = config_of("concutmix", tiny_npz, tmp_path / "run", **merge(LONG, OFTEN, {"run": {"workers": 2}}))
-    kill_and_resume(launch, config, tmp_path / "run", [0.1, 0.3])
+    left = kill_and_resume(launch, [config], tmp_path / "run", [0.0, 0.05])
+    assert 0 < left[0] < left[1] < 18
     assert outcome(tmp_path / "run") == long_run
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("variant", list(VARIANTS))
 def test_kill_9_in_every_method_at_twenty_moments(
-    tiny_npz: Path, tmp_path: Path, launch: Launcher, variant: str, workers: int
+    tiny_npz: Path, tmp_path: Path, launch: Launcher, variant: str
 ) -> None:
-    longer = {"optim": {"epochs": 60}}
+    """Twenty kills, in starts with 0 and with 2 workers by turns; nearly all in the middle of an epoch."""
+    longer = {"optim": {"epochs": 80}}
     began = time.monotonic()
     train(config_of(variant, tiny_npz, tmp_path / "whole", **longer))
     seconds = time.monotonic() - began
-    config = config_of(variant, tiny_npz, tmp_path / "run", **merge(longer, OFTEN, {"run": {"workers": workers}}))
-    moments = seconds / 12 * numpy_generator(0, "kill", variant, workers).random(20)
-    kill_and_resume(launch, config, tmp_path / "run", [float(moment) for moment in moments])
+    configs = [
+        config_of(variant, tiny_npz, tmp_path / "run", **merge(longer, OFTEN, {"run": {"workers": workers}}))
+        for workers in (0, 2)
+    ]
+    moments = [float(moment) for moment in seconds / 20 * numpy_generator(0, "kill", variant).random(20)]
+    left = kill_and_resume(launch, configs, tmp_path / "run", moments)
+    print(f"{variant}: left at steps {left}")
+    assert left == sorted(left)
+    assert left[-1] < 240, "it was running"
+    assert len(set(left)) > 12
+    assert sum(step % 3 > 0 for step in left) > 5, "in the middle of an epoch"
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
 
 

@@ -77,6 +77,54 @@ def test_steps_are_compared_as_numbers(tmp_path: Path) -> None:
     assert_same(run_with(tmp_path / "run", 9, 10).load_checkpoint(), checkpoint(10))
 
 
+def test_the_checkpoint_of_a_step_is_read_by_its_number(tmp_path: Path) -> None:
+    run = run_with(tmp_path / "run", 3, 6)
+    assert_same(run.load_step(3), checkpoint(3))
+    assert run.load_step(4) is None
+    path = run.checkpoints / "step-3.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(RunError, match=r"step-3\.safetensors"):
+        run.load_step(3)
+    assert_same(run.load_step(6), checkpoint(6))
+
+
+def test_an_old_checkpoint_of_which_a_file_is_gone_is_no_hindrance(tmp_path: Path) -> None:
+    run = run_with(tmp_path / "run", 3, 6)
+    (run.checkpoints / "step-3.safetensors").unlink()
+    run.save_checkpoint(checkpoint(9))
+    assert names(run) == {f"step-{step}.{kind}" for step in (6, 9) for kind in ("json", "safetensors")}
+
+
+def test_a_run_is_made_below_folders_that_are_not_there_yet(tmp_path: Path) -> None:
+    run_with(tmp_path / "a" / "b" / "run", 3)
+    assert (tmp_path / "a" / "b" / "run" / "run.json").is_file()
+
+
+def test_making_a_run_that_is_there_changes_nothing(tmp_path: Path) -> None:
+    run = run_with(tmp_path / "run", 3)
+    before = files_of(run.path)
+    RunDir(run.path).create()
+    assert files_of(run.path) == before
+
+
+def test_what_is_synced_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crash after fsync finds all that was written before it: nothing waits in a buffer of this process."""
+    run = run_with(tmp_path / "run")
+    real, seen = os.fsync, dict[str, bytes]()
+
+    def look(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").resolve()
+        if path.is_file():
+            seen[path.name] = path.read_bytes()
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", look)
+    run.append_metrics({"epoch": 0, "loss": 1.5})
+    write_atomic(tmp_path / "whole.txt", b"content")
+    assert seen == {"metrics.jsonl": run.metrics.read_bytes(), ".whole.txt.tmp": b"content"}
+    assert seen["metrics.jsonl"].endswith(b"\n")
+
+
 def test_the_best_is_kept_beside_the_steps(tmp_path: Path) -> None:
     run = run_with(tmp_path / "run")
     run.save_best(checkpoint(3))

@@ -239,7 +239,8 @@ def finished(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_answers_and_predicts_as_its_settings_have_it(finished: Path, archive: Path) -> None:
     results = json.loads((finished / "results.json").read_text())
-    _, evaluation, notes = evaluate_run(finished)
+    again = evaluate_run(finished)
+    evaluation, notes = again.evaluation, again.notes
     assert evaluation.numbers()["top1"] == results["last"]["top1"]
     assert evaluation.scoring.described() == results["last"]["test"]
     assert "chosen on val" in notes[-1]
@@ -258,15 +259,14 @@ def test_the_weights_do_not_depend_on_how_they_are_tested(finished: Path, archiv
 
 
 def test_a_run_can_be_evaluated_with_other_answers(finished: Path) -> None:
-    _, plain, notes = evaluate_run(
-        finished, settings={"test": {"flip": False, "tau_norm": 0, "tau": 0, "temperature": 1}}
-    )
-    assert plain.scoring == AS_TRAINED
-    assert not any("answers with" in note for note in notes)
-    _, adjusted, notes = evaluate_run(finished, settings={"test": {"tau": 1.5, "temperature": 1}})
-    assert adjusted.scoring.tau == 1.5
-    assert "test.tau=1.5" in notes[-1]
-    assert "test.tau=1.5 (chosen" not in notes[-1]
+    plain = evaluate_run(finished, settings={"test": {"flip": False, "tau_norm": 0, "tau": 0, "temperature": 1}})
+    assert plain.evaluation.scoring == AS_TRAINED
+    assert not any("answers with" in note for note in plain.notes)
+    assert plain.verdict == "", "other answers are not compared with the run's"
+    adjusted = evaluate_run(finished, settings={"test": {"tau": 1.5, "temperature": 1}})
+    assert adjusted.evaluation.scoring.tau == 1.5
+    assert "test.tau=1.5" in adjusted.notes[-1]
+    assert "test.tau=1.5 (chosen" not in adjusted.notes[-1]
 
 
 def test_nothing_is_chosen_on_images_that_are_reported(tmp_path: Path) -> None:

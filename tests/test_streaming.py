@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -15,17 +16,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from longtail.data import cutting, jpeg
+from longtail.data import cutting, jpeg, reading_all
 from longtail.data.batch import DataNeeds
-from longtail.data.cutting import Draw, Part, Window, cut, read_squares
+from longtail.data.cutting import Draw, Part, Window, cut, read_squares, undecodable
 from longtail.data.decoding import opened, to_rgb, upright_size
 from longtail.data.files import load_files
 from longtail.data.geometry import ResizedCrop
 from longtail.data.image_files import PART, ImageFiles, chunks
 from longtail.data.images import ImageSet
 from longtail.data.loader import Loader
+from longtail.data.members import Member
 from longtail.data.open import open_data
 from longtail.data.readers import Asked, close_readers, read, read_by
+from longtail.data.settings import DataSettings
 from longtail.data.squares import middle_square
 from longtail.data.stream_loader import StreamLoader, loader_for
 from longtail.data.views import VIEWS, build_view
@@ -358,6 +361,15 @@ def test_what_is_evaluated_and_views_of_squares_are_decoded_whole(photographs: P
     assert_same(tensors(loader(whole, *views), 0, 4), tensors(loader(scaled, *views), 0, 4))
 
 
+def test_a_scaled_member_of_a_shard_is_read_as_its_file_is(photographs: Path, tmp_path: Path) -> None:
+    file = next((photographs / "train").rglob("*.jpg"))
+    content = file.read_bytes()
+    (tmp_path / "shard").write_bytes(b"before" + content + b"after")
+    member, window = Member(str(tmp_path / "shard"), "x.jpg", 6, len(content), None), Window(3, 5, 40, 50, SIZE)
+    [expected], [found] = (read_squares(place, [window], scaled=True) for place in (str(file), member))
+    assert np.array_equal(found, expected)
+
+
 def test_a_scaled_file_that_cannot_be_read_is_named(photographs: Path, tmp_path: Path) -> None:
     good = next((photographs / "train").rglob("*.jpg")).read_bytes()
     (tmp_path / "half.jpg").write_bytes(good[: len(good) // 2])
@@ -418,14 +430,70 @@ def test_mean_and_deviation_are_those_of_a_sample_spread_over_the_files(
 
 
 def test_settings_that_contradict_streaming_are_refused(root: Path) -> None:
-    for more in ({"stream": True, "on_error": "skip"}, {"center_crop": 0.5, "on_error": "skip"}):
-        with pytest.raises(ConfigError, match="on_error=skip"):
-            open_data(settings("folder", root, **more))
     with pytest.raises(ConfigError, match="decoding"):
         open_data(settings("folder", root, stream=False, decoding="scaled"))
     assert isinstance(load_files(settings("folder", root, decoding="scaled")).train.images, ImageFiles)
     with pytest.raises(ConfigError, match="center_crop"):
         open_data(settings("folder", root, stream=False, center_crop=0.5))
+
+
+@pytest.fixture
+def spoiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Of 20 training images one is cut off, one is no image and one is listed and not there; one of test is broken."""
+    monkeypatch.setenv("LONGTAIL_CACHE", str(tmp_path / "cache"))
+    place = tmp_path / "set"
+    for split, count in (("train", 20), ("test", 6)):
+        rows = [f"{picture(place / split / f'{n}.png', n, height=20).relative_to(place)} {n % 2}" for n in range(count)]
+        (place / f"{split}.txt").write_text("\n".join(rows))
+    content = (place / "train" / "3.png").read_bytes()
+    (place / "train" / "3.png").write_bytes(content[: len(content) // 2])
+    (place / "train" / "4.png").write_bytes(b"no image")
+    (place / "train" / "9.png").unlink()
+    (place / "test" / "1.png").write_bytes(b"")
+    return place
+
+
+def skipping(place: Path, **more: Any) -> DataSettings:
+    test = str(place / "test.txt")
+    return settings("list", place / "train.txt", test_path=test, on_error="skip", stream=True, **more)
+
+
+def test_files_that_cannot_be_read_are_left_out_as_in_memory_whoever_looks(spoiled: Path, processes: None) -> None:
+    by_two = load_files(skipping(spoiled))
+    shutil.rmtree(spoiled.parent / "cache")
+    read_by(0)
+    alone, in_memory = load_files(skipping(spoiled)), load_files(skipping(spoiled).model_copy(update={"stream": False}))
+    for source in (by_two, alone):
+        assert list(source.notes) == list(in_memory.notes)
+        assert source.train.ids == in_memory.train.ids
+        assert source.test is not None
+        assert in_memory.test is not None
+        assert source.test.ids == in_memory.test.ids
+        assert torch.equal(source.train.images[:], in_memory.train.stacked)
+    [note] = alone.notes
+    assert note == "left out, because they cannot be read (4): train/3.png, train/4.png, train/9.png, test/1.png"
+    assert open_data(skipping(spoiled)).stats.counts == [9, 8]
+
+
+def test_a_look_at_all_files_is_kept_until_one_changes(spoiled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[int] = []
+    monkeypatch.setattr(reading_all, "undecodable", lambda files: looked.append(len(files)) or undecodable(files))
+    first, again = load_files(skipping(spoiled)), load_files(skipping(spoiled))
+    assert first.train.ids == again.train.ids
+    assert sum(looked) == 26
+    picture(spoiled / "train" / "4.png", 4)
+    assert len(load_files(skipping(spoiled)).train) == 18
+    assert sum(looked) == 52
+    for kept in (spoiled.parent / "cache" / "broken").iterdir():
+        kept.write_text('{"99": "beyond"}')
+    assert len(load_files(skipping(spoiled)).train) == 18
+
+
+def test_a_split_of_which_nothing_can_be_read_is_refused(spoiled: Path) -> None:
+    for file in (spoiled / "test").iterdir():
+        file.write_bytes(b"x")
+    with pytest.raises(DataError, match="Of the 6 test images none can be read"):
+        load_files(skipping(spoiled))
 
 
 def test_an_analysis_of_all_images_in_memory_says_that_they_are_in_files(root: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from longtail.data.images import Source
 from longtail.data.open import open_data
 from longtail.data.prepare import Prepared
 from longtail.errors import ConfigError, DataError
-from longtail.evaluation.evaluate import Evaluation, evaluate
+from longtail.evaluation.evaluate import Evaluation, compare_numbers, evaluate
 from longtail.evaluation.scoring import AS_TRAINED, ScoringSettings, describe_scoring
 from longtail.files import read_json
 from longtail.prediction.predict import load
@@ -20,7 +21,8 @@ from longtail.processes.device import resolve_device
 from longtail.processes.distributed import is_first, job, leave
 from longtail.recipes import load_config
 from longtail.report.page import write_report
-from longtail.runs.interrupts import stop_signals
+from longtail.runs.ending import stoppable
+from longtail.runs.exported import CARD, exported_config, is_exported, read_about
 from longtail.runs.rundir import RunDir
 from longtail.training.listeners import Listener, Silent
 from longtail.training.loop import train as train_config
@@ -121,11 +123,8 @@ def run_config(
     if not first:
         return Run(out, results)
     if not (out / "report.html").is_file():
-        # A signal now would throw away a page of a few seconds' work and no training: the page is written first.
-        with stop_signals() as stop:
+        with stoppable():  # at once: with --resume the run is found finished and its page is written
             write_report(out)
-        if stop.requested:
-            raise stop.error(out)
     return Run(out)
 
 
@@ -141,14 +140,23 @@ MOVABLE = (
 )
 
 
-def evaluate_run(
-    run: str | Path, which: str = "last", settings: Mapping[str, Any] | None = None
-) -> tuple[Prepared, Evaluation, list[str]]:
-    """Evaluate a run's last or best weights on the set that its results are of.
+@dataclass(frozen=True)
+class Evaluated:
+    """An evaluation of finished weights: on what, of ``which``, notes worth saying, and whether the numbers are those
+    that the run or the card has (``verdict``; empty where there is nothing to compare)."""
+
+    data: Prepared
+    evaluation: Evaluation
+    which: str
+    notes: list[str]
+    verdict: str
+
+
+def evaluate_run(run: str | Path, which: str = "last", settings: Mapping[str, Any] | None = None) -> Evaluated:
+    """Evaluate the last or best weights of a run, or those of an exported folder, on the set that results are of.
 
     ``settings`` may move the images and the computation (``data.path``, ``run.device``, ``run.threads``) and change how
-    the network answers (``test.*``); anything else would be another run and raises ConfigError. Returns the data, the
-    evaluation, and notes worth saying.
+    the network answers (``test.*``); anything else would be another run and raises ConfigError.
     """
     settings = settings or {}
     for group, inner in settings.items():
@@ -160,8 +168,12 @@ def evaluate_run(
                     hint=f"Only {', '.join(MOVABLE)} and which can.",
                 )
     folder = RunDir(run)
-    described = folder.description()
-    config = stored_config(folder, settings)
+    exported = is_exported(folder.path)
+    if exported:
+        about = read_about(folder.path)
+        described, config = about | {"data": about}, exported_config(folder.path, about, settings)
+    else:
+        described, config = folder.description(), stored_config(folder, settings)
     pin_threads(config, described, Silent())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -169,14 +181,19 @@ def evaluate_run(
     notes = [str(warning.message) for warning in caught]
     data = open_data(config.data)
     # A run that was imported without its images knows neither their names nor their digest.
-    known = described["data"]["fingerprint"] is not None
+    fingerprint = described["data"]["fingerprint"]
+    known = fingerprint is not None
     if list(data.class_names) != model.class_names if known else len(data.class_names) != len(model.class_names):
         raise DataError(f"The classes of {config.data.path} are not those that {run} was trained on.")
-    if known and data.fingerprint != described["data"]["fingerprint"]:
+    if known and data.fingerprint != fingerprint:
         notes.append("these are not the images that the run was trained and evaluated on")
     refuse_choice_without_val(config, data)
     images = data.evaluation.to(next(model.method.parameters()).device)
     evaluation = evaluate(model.method, images, data, model.view, config.data.groups, config.test)
     if evaluation.scoring != AS_TRAINED:
         notes.append("answers with " + describe_scoring(evaluation.scoring, config.test))
-    return data, evaluation, notes
+    verdict, recorded = "", model.recorded
+    if recorded is not None and data.fingerprint == fingerprint and "test" not in settings:
+        whose = f"the card ({folder.path / CARD})" if exported else "the run"
+        verdict = compare_numbers(evaluation.numbers(), recorded, len(evaluation.targets), whose)
+    return Evaluated(data, evaluation, model.which, notes, verdict)

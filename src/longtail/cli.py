@@ -12,8 +12,8 @@ import typer
 
 from longtail.commands import taking_away
 from longtail.commands.data import data
-from longtail.commands.ending import stoppable, untyped
 from longtail.errors import EXIT_BUG, ConfigError, LongtailError
+from longtail.runs.ending import stoppable, untyped
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,8 +51,8 @@ def _console() -> Console:
     from rich.console import Console
 
     console = Console()
-    # A pipe or a file has no width of its own; rich would wrap the tables at 80.
-    return console if console.is_terminal else Console(width=120)
+    # A pipe or a file has no width of its own; rich would wrap the tables at 80, unless COLUMNS says how wide.
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=120)
 
 
 def _split(target: str | None, settings: list[str] | None) -> tuple[str | None, list[str]]:
@@ -83,20 +83,23 @@ def train(
 
 @app.command("eval")
 def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or a folder made by export.")],
     settings: Settings = None,
 ) -> None:
-    """Evaluate a trained run again; which=best takes the best epoch's weights, data.path=... moved images."""
+    """Evaluate trained weights again; which=best takes the best epoch's, data.path=... says where images are now."""
     from longtail.api import evaluate_run
     from longtail.layers import parse_assignments
     from longtail.training.display import evaluation_table
 
     values = parse_assignments(settings or [])
     which = str(values.pop("which", "last"))
-    data, evaluation, notes = evaluate_run(run, which, values)
-    for note in notes:
+    found = evaluate_run(run, which, values)
+    for note in found.notes:
         typer.echo(f"note: {note}")
-    _console().print(evaluation_table(evaluation.numbers(), which, data.evaluated_on, len(evaluation.targets)))
+    images = len(found.evaluation.targets)
+    _console().print(evaluation_table(found.evaluation.numbers(), found.which, found.data.evaluated_on, images))
+    if found.verdict:
+        typer.echo(found.verdict)
 
 
 @app.command()
@@ -104,7 +107,7 @@ def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="One run folder, or several to compare.")],
     out: Annotated[Path | None, typer.Option(help="The page to write.")] = None,
     baseline: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="A run that the others are set against, on the same test images.")
+        Path | None, typer.Option(metavar="RUN", help="A run that the others are set against, on the same images.")
     ] = None,
 ) -> None:
     """Write a run's report page, or a page that compares several runs."""

@@ -140,7 +140,9 @@ def _changed(values: Settings) -> dict[str, Any]:
 
 
 def _content_of(path: Path, seen: frozenset[Path] = frozenset()) -> str:
-    """What initial weights are: the key of a run folder, the digest of a file; where there is neither, the path."""
+    """What initial weights are: the key of a run folder, the digest of a file or an exported folder; else the path."""
+    if (path / "model.safetensors").is_file():  # a folder that was exported
+        path = path / "model.safetensors"
     if path.is_file():
         return hashlib.sha256(path.read_bytes()).hexdigest()
     if path in seen or not (path / "config.yaml").is_file():  # a run may have been started anew from its own weights

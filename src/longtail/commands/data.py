@@ -1,4 +1,4 @@
-"""The commands ``longtail data check``, ``stats`` and ``show``. Nothing heavy is imported before one is run."""
+"""The commands ``longtail data check``, ``stats``, ``show`` and ``pack``. Nothing heavy is imported before that."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from longtail.data.prepare import Prepared
     from longtail.data.settings import DataSettings
 
-data = typer.Typer(help="Look at a data set before training on it.", no_args_is_help=True, rich_markup_mode=None)
+data = typer.Typer(
+    help="Look at a data set before training on it, or pack it.", no_args_is_help=True, rich_markup_mode=None
+)
 
 Spec = Annotated[
     str, typer.Argument(metavar="SPEC", help="A folder, a .csv, .txt or .npz file, or the name of a data set.")
@@ -88,6 +90,25 @@ def show(
         raise disk_error(file, error) from None
     of = "" if rows == classes else f" of {classes}, from the largest to the smallest"
     typer.echo(f"{file}: {rows} classes{of}, largest first")
+
+
+@data.command("pack")
+def pack_command(
+    spec: Spec,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="The new folder to write.")],
+    settings: Words = None,
+    megabytes: Annotated[
+        int, typer.Option("--shard-megabytes", metavar="N", min=1, help="A shard has at most so many, or one image.")
+    ] = 512,
+) -> None:
+    """Write a set of image files as tar shards, which WebDataset reads too; FOLDER is then a data.path."""
+    from longtail.data.packing import pack
+
+    asked = settings_of(spec, settings or [])
+    packed = pack(asked, out, megabytes, lambda line: typer.echo(line, err=True))
+    sets = ", ".join(f"{count:,} {split}" for split, count in packed.images.items())
+    shards = f"{packed.shards:,} shard" + ("" if packed.shards == 1 else "s")
+    typer.echo(f"{out}: {sets} images in {shards}, {packed.size / 2**20:,.1f} MB")
 
 
 def settings_of(spec: str, words: list[str]) -> DataSettings:

@@ -45,7 +45,8 @@ def predict(
     more = ", ..." if len(found.classes) > 10 else ""
     answered = prior or model.answers_for
     lost = f", {len(found.unreadable)} could not be read" if found.unreadable else ""
-    typer.echo(f"{found.images} images ({model.which} weights, prior: {answered}){lost}: {common}{more}")
+    counted = f"{found.images} image{'' if found.images == 1 else 's'}"
+    typer.echo(f"{counted} ({model.which} weights, prior: {answered}){lost}: {common}{more}")
     if out is not None:
         typer.echo(f"predictions: {out}")
 

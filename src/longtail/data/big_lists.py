@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from longtail.data.listing import SPLITS, Listing, Row, settle, shown
+from longtail.data.members import Member
 from longtail.data.settings import DataSettings
 from longtail.data.tables import list_lists, placed
 from longtail.errors import DataError
@@ -101,7 +102,13 @@ def list_big(settings: DataSettings) -> Listing:
             f"{known.title}: its lists are text or JSON, not one of each: {', '.join(map(str, files.values()))}"
         )
     listing = _list_json(files, root) if in_json else _named_by_folder(list_lists(files, root))
-    return dataclasses.replace(listing, name=known.title, notes=[*listing.notes, *differences(known, listing)])
+    return compared(known, listing)
+
+
+def compared(known: BigList, listing: Listing) -> Listing:
+    """A listing under the name of the published one, with a note in what it differs from that."""
+    said = [note for note in differences(known, listing) if note not in listing.notes]  # as that of a packed list is
+    return dataclasses.replace(listing, name=known.title, notes=[*listing.notes, *said])
 
 
 def differences(known: BigList, listing: Listing) -> list[str]:
@@ -216,6 +223,8 @@ def missing_files(listing: Listing) -> list[str]:
     absent = []
     for entries in listing.splits.values():
         for entry in entries:
+            if isinstance(entry.path, Member):
+                continue  # whose shards were looked at with their index
             folder, name = os.path.split(entry.path)
             if folder not in names:
                 try:

@@ -6,7 +6,6 @@ This is what worker processes do. They get the names of files and the keys of th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +24,7 @@ from longtail.data.decoding import (
 )
 from longtail.data.geometry import ResizedCrop
 from longtail.data.jpeg import Window, read_windows, windows_of
+from longtail.data.members import Place, fetched
 from longtail.rng import Part as Key
 from longtail.rng import generator
 
@@ -49,7 +49,7 @@ class Part(NamedTuple):
     that of :func:`read_squares`.
     """
 
-    files: Sequence[str]
+    files: Sequence[Place]
     places: Sequence[int]
     batch: int
     cuts: tuple[Draw | Square, ...]
@@ -74,10 +74,11 @@ def cut(part: Part) -> Cut:
     the size in that row alone, and a keyed draw can be made again: so the whole batch is drawn here with the sizes of
     this part in their rows, and these rows are those that the main process draws once it knows all sizes.
     """
-    sizes, broken = sizes_of(part.files)
+    files = [fetched(place) for place in part.files]
+    sizes, broken = sizes_of(files)
     drawn = [_windows(one, part, sizes) if isinstance(one, Draw) else [one] * len(part.files) for one in part.cuts]
     made = tuple(np.zeros((len(part.files), 3, side, side), np.uint8) for side in map(_side, part.cuts))
-    for row, file in enumerate(part.files):
+    for row, file in enumerate(files):
         if row in broken:
             continue
         try:
@@ -90,7 +91,7 @@ def cut(part: Part) -> Cut:
     return Cut(sizes, made, broken)
 
 
-def read_squares(file: str, places: Sequence[Window | Square], *, scaled: bool = False) -> list[Pixels]:
+def read_squares(file: Place | bytes, places: Sequence[Window | Square], *, scaled: bool = False) -> list[Pixels]:
     """The squares (3, S, S) uint8 at ``places`` of one image file, which is decoded once.
 
     A window is resized bilinearly with antialiasing, by Pillow: what :meth:`ResizedCrop.apply` has, rounded to whole
@@ -99,7 +100,7 @@ def read_squares(file: str, places: Sequence[Window | Square], *, scaled: bool =
     """
     windows = [place for place in places if isinstance(place, Window)]
     if scaled and len(windows) == len(places) > 0:
-        return [square.numpy() for square in read_windows(Path(file), lambda height, width: windows)]
+        return [square.numpy() for square in read_windows(file, lambda height, width: windows)]
     with opened(file) as image, one_large_at_a_time(image):
         upright = to_rgb(image)
         made: dict[Window | Square, Pixels] = {}
@@ -123,7 +124,7 @@ def _side(one: Draw | Square) -> int:
     return one.stage.size if isinstance(one, Draw) else one[0]
 
 
-def sizes_of(files: Sequence[str]) -> tuple[NDArray[np.int64], dict[int, str]]:
+def sizes_of(files: Sequence[Place | bytes]) -> tuple[NDArray[np.int64], dict[int, str]]:
     """Sizes (n, 2) of the upright images by the headers of their files, 1 x 1 for those that cannot be read."""
     sizes, broken = np.ones((len(files), 2), np.int64), dict[int, str]()
     for row, file in enumerate(files):
@@ -145,7 +146,7 @@ def _windows(draw: Draw, part: Part, sizes: NDArray[np.int64]) -> list[Window]:
 class Whole(NamedTuple):
     """Files of which the whole image is wanted: its short side at ``short`` pixels, the long one at most ``most``."""
 
-    files: Sequence[str]
+    files: Sequence[Place]
     short: int
     most: int
 
@@ -155,7 +156,7 @@ def whole(asked: Whole) -> list[Pixels | str]:
     return [_whole(file, asked.short, asked.most) for file in asked.files]
 
 
-def _whole(file: str, short: int, most: int) -> Pixels | str:
+def _whole(file: Place, short: int, most: int) -> Pixels | str:
     try:
         with opened(file) as image, one_large_at_a_time(image):
             upright = to_rgb(image)
@@ -164,6 +165,18 @@ def _whole(file: str, short: int, most: int) -> Pixels | str:
             return np.asarray(upright.resize((width, height), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
     except BrokenImageError as error:
         return str(error)
+
+
+def undecodable(files: Sequence[Place]) -> dict[int, str]:
+    """Which of some images cannot be decoded, by their rows, and why."""
+    broken: dict[int, str] = {}
+    for row, file in enumerate(files):
+        try:
+            with opened(file) as image, one_large_at_a_time(image):
+                to_rgb(image)
+        except BrokenImageError as error:
+            broken[row] = str(error)
+    return broken
 
 
 def tensor(pixels: Pixels) -> Tensor:

@@ -19,7 +19,11 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from longtail.data.members import DamagedMemberError, Member, Place, bytes_of
 from longtail.data.squares import middle_square
+
+DECODING_VERSION = 1
+"""Raised when the same file gives other pixels: what older versions kept is then decoded anew."""
 
 MAX_PIXELS = 89_478_485
 """An image of more pixels is refused before it is decoded: 256 MiB of RGB, the count from which Pillow warns."""
@@ -54,7 +58,7 @@ def quiet_pillow() -> Iterator[None]:
         yield
 
 
-def read_square(path: Path | str, size: int, share: float = 1.0) -> Tensor:
+def read_square(path: Path | Place, size: int, share: float = 1.0) -> Tensor:
     """The image at ``path`` as (3, size, size) uint8: :func:`~longtail.data.squares.middle_square`.
 
     Raises :class:`BrokenImageError`.
@@ -81,11 +85,14 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def opened(source: Path | str | bytes) -> Iterator[Image.Image]:
-    """An image from its file or bytes, its header read; whatever goes wrong within becomes a BrokenImageError."""
+def opened(source: Path | Place | bytes) -> Iterator[Image.Image]:
+    """An image from its file, member of a tar file, or bytes, its header read.
+
+    Whatever goes wrong within becomes a BrokenImageError.
+    """
     try:
         with (
-            io.BytesIO(source) if isinstance(source, bytes) else _regular(source) as file,
+            _stream(source) as file,
             Image.open(file, formats=_formats()) as image,
         ):
             pixels = image.width * image.height
@@ -96,6 +103,8 @@ def opened(source: Path | str | bytes) -> Iterator[Image.Image]:
         raise
     except FileNotFoundError:
         raise BrokenImageError("there is no such file") from None
+    except DamagedMemberError as error:
+        raise BrokenImageError(str(error)) from None
     except UnidentifiedImageError:
         raise BrokenImageError("no image of a kind that is read") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -147,6 +156,12 @@ def orientation(image: Image.Image) -> int:
 def _formats() -> tuple[str, ...]:
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _stream(source: Path | Place | bytes) -> contextlib.AbstractContextManager[BinaryIO]:
+    if isinstance(source, Member):
+        return io.BytesIO(bytes_of(source))
+    return io.BytesIO(source) if isinstance(source, bytes) else _regular(source)
 
 
 @contextlib.contextmanager

@@ -19,20 +19,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from longtail.data.big_lists import BIG_LISTS, list_big, missing_files
-from longtail.data.decoding import BrokenImageError, quiet_pillow, read_square
+from longtail.data.big_lists import BIG_LISTS, compared, list_big, missing_files
+from longtail.data.decoding import DECODING_VERSION, BrokenImageError, quiet_pillow, read_square
 from longtail.data.folders import list_folder
 from longtail.data.image_files import ImageFiles
 from longtail.data.images import ImageSet, Source
 from longtail.data.listing import SPLITS, Entry, Listing, first_few, shown
+from longtail.data.members import state_of
 from longtail.data.prepare import check_classes
-from longtail.data.settings import BIG, DataSettings, check_complete
+from longtail.data.reading_all import leave_out, note_of, refuse_broken, refuse_empty
+from longtail.data.settings import BIG, DataSettings
+from longtail.data.shards import has_index, is_packed, list_shards
 from longtail.data.tables import list_csv, list_lists
 from longtail.errors import ConfigError, DataError
 from longtail.files import cache_folder
-
-DECODING_VERSION = 1
-"""Raised when the same file gives other pixels: what older versions kept is then decoded anew."""
 
 MAX_BYTES = 4 * 2**30
 """The largest set, decoded, that is held in memory; a larger one is read from its files while a run goes on."""
@@ -45,12 +45,18 @@ Say = Callable[[str], None]
 _CHUNK = 256
 
 
-def list_files(settings: DataSettings) -> Listing:
-    """What ``data.path`` of a set of image files consists of; no image is opened. Raises DataError."""
+def list_files(settings: DataSettings, say: Say | None = None) -> Listing:
+    """What ``data.path`` of a set of image files consists of; no image is opened. Raises DataError.
+
+    Where it is a folder of shards (see :func:`~longtail.data.shards.is_packed`), the set is that in them, whatever it
+    was made of. ``say`` hears how far the first look through shards of others is.
+    """
     assert settings.path is not None
     path = Path(settings.path)
     if not path.exists():
         raise DataError(f"There is nothing at {path}.", hint="Check data.path.")
+    if path.is_dir() and (is_packed(path) if settings.name == "folder" else has_index(path)):
+        return _list_packed(settings, path, say)
     if settings.name == "folder":
         return list_folder(path)
     if settings.name in BIG:
@@ -64,6 +70,18 @@ def list_files(settings: DataSettings) -> Listing:
     if settings.name == "list":
         return list_lists(files, root)
     return list_csv(files, root, settings.image_column, settings.label_column, settings.split_column)
+
+
+def _list_packed(settings: DataSettings, path: Path, say: Say | None) -> Listing:
+    given = [key for key in ("root", "val_path", "test_path", "split_column") if getattr(settings, key) is not None]
+    if given:
+        raise ConfigError(
+            f"data.{given[0]} has no use here: {path} holds shards, which have their images and splits in them.",
+            hint=f"Leave data.{given[0]} out.",
+        )
+    with _collector_at_rest():
+        listing = list_shards(path, say)
+        return compared(BIG_LISTS[settings.name], listing) if settings.name in BIG else listing
 
 
 @contextlib.contextmanager
@@ -87,13 +105,13 @@ def load_files(settings: DataSettings, say: Say | None = None) -> Source:
     it must be in memory, and files that cannot be read unless ``data.on_error`` is "skip": they are then left out, with
     a note. Of files that are left where they are it is told only whether they are there.
     """
-    listing = list_files(settings)
+    listing = list_files(settings, say)
     listing.refuse_problems()
     check_classes(listing.counts("train"), listing.class_names, settings.allow_empty)
     size = settings.size
     assert size is not None
     if _streams(settings, listing):
-        return _streamed(settings, listing)
+        return _streamed(settings, listing, say or (lambda line: None))
     _refuse_too_large(listing, size)
     kept = _cache_file(listing, size)
     images = None if kept is None else _read(kept, listing, size)
@@ -101,13 +119,12 @@ def load_files(settings: DataSettings, say: Say | None = None) -> Source:
     if images is None:
         images, broken = _decode(listing, size, say or (lambda line: None))
         if broken:
-            _refuse_broken(broken, listing, settings.on_error)
+            if settings.on_error == "stop":
+                refuse_broken(broken, sum(map(len, listing.splits.values())))
+            refuse_empty(broken, listing)
         elif kept is not None:
             _keep(kept, images)
-    notes = list(listing.notes)
-    if broken:
-        examples = ", ".join(first_few([shown(entry.id) for entry in broken]))
-        notes.append(f"left out, because they cannot be read ({len(broken)}): {examples}")
+    notes = [*listing.notes, note_of(broken)] if broken else list(listing.notes)
     sets = {split: _image_set(images[split], listing.splits[split], broken) for split in images}
     return Source(
         shown(listing.name),
@@ -120,19 +137,21 @@ def load_files(settings: DataSettings, say: Say | None = None) -> Source:
 
 
 def _streams(settings: DataSettings, listing: Listing) -> bool:
-    """Whether the images are left in their files. Raises ConfigError where they are and all were to be looked at."""
+    """Whether the images are left in their files."""
     if settings.stream != "auto":
         return settings.stream
     size, count = settings.size or 0, sum(map(len, listing.splits.values()))
-    wanted = settings.center_crop != 1 or settings.decoding != "whole"
-    if settings.name not in BIG and not wanted and 3 * size * size * count <= MAX_BYTES:
-        return False
-    check_complete(settings.model_copy(update={"stream": True}))
-    return True
+    wanted = settings.name in BIG or settings.center_crop != 1 or settings.decoding != "whole"
+    return wanted or 3 * size * size * count > MAX_BYTES
 
 
-def _streamed(settings: DataSettings, listing: Listing) -> Source:
-    """The files of a listing as a source; DataError, naming the first ten, where some are not there."""
+def _streamed(settings: DataSettings, listing: Listing, say: Say) -> Source:
+    """The files of a listing as a source; DataError, naming the first ten, where some are not there.
+
+    With ``data.on_error=skip`` all are read once, and those that cannot be are left out.
+    """
+    if settings.on_error == "skip":
+        listing = leave_out(listing, say)
     absent = missing_files(listing)
     if absent:
         count = sum(map(len, listing.splits.values()))
@@ -179,19 +198,6 @@ def _refuse_too_large(listing: Listing, size: int) -> None:
         )
 
 
-def _refuse_broken(broken: dict[Entry, str], listing: Listing, on_error: str) -> None:
-    if on_error == "stop":
-        count = sum(map(len, listing.splits.values()))
-        lines = first_few([f"  {shown(entry.id)}: {why}" for entry, why in broken.items()])
-        raise DataError(
-            "\n".join([f"{len(broken)} of {count} images cannot be read:", *lines]),
-            hint="longtail data check lists them all; data.on_error=skip leaves them out.",
-        )
-    for split, entries in listing.splits.items():
-        if all(entry in broken for entry in entries):
-            raise DataError(f"Of the {len(entries)} {split} images none can be read.", hint="Run longtail data check.")
-
-
 def _decode(listing: Listing, size: int, say: Say) -> tuple[dict[str, Tensor], dict[Entry, str]]:
     """The images that can be read, by split, and why the others cannot."""
     total = sum(map(len, listing.splits.values()))
@@ -235,12 +241,11 @@ def _cache_file(listing: Listing, size: int) -> Path | None:
     digest.update(json.dumps([DECODING_VERSION, size]).encode())
     try:
         folder = cache_folder() / "images"
+        shards: dict[str, bytes] = {}
         for split in SPLITS:
             digest.update(f"\0{split}".encode())
             for entry in listing.splits.get(split, ()):
-                found = os.stat(entry.path)
-                digest.update(os.fsencode(entry.path))
-                digest.update(f"\0{found.st_size} {found.st_mtime_ns}\0".encode())
+                digest.update(state_of(entry.path, shards))
     except (OSError, ConfigError):
         return None
     return folder / f"{digest.hexdigest()}.safetensors"

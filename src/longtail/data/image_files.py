@@ -10,6 +10,7 @@ from torch import Tensor
 
 from longtail.data.cutting import Cut, Draw, Part, Square, cut, tensor
 from longtail.data.listing import first_few, shown
+from longtail.data.members import Place
 from longtail.data.readers import in_turn
 from longtail.errors import DataError
 
@@ -23,12 +24,13 @@ _CPU = torch.device("cpu")
 class ImageFiles:
     """Files of images that stand for their middle squares (N, 3, size, size) uint8, read when they are asked for.
 
-    The square is ``share`` of the short side (see :func:`~longtail.data.squares.middle_square`). What is read arrives
-    on ``device``. ``scaled`` lets windows be read by :func:`~longtail.data.jpeg.read_windows`, which squares are not.
-    Raises DataError naming the files that cannot be read.
+    A file is one of its own or a member of a tar file. The square is ``share`` of the short side (see
+    :func:`~longtail.data.squares.middle_square`). What is read arrives on ``device``. ``scaled`` lets windows be read
+    by :func:`~longtail.data.jpeg.read_windows`, which squares are not. Raises DataError naming the files that cannot be
+    read.
     """
 
-    files: Sequence[str]
+    files: Sequence[Place]
     size: int
     share: float = 1.0
     device: torch.device = _CPU
@@ -71,7 +73,7 @@ class ImageFiles:
 
 
 def parts_of(
-    files: Sequence[str],
+    files: Sequence[Place],
     cuts: tuple[Draw | Square, ...],
     places: Sequence[int] | None = None,
     batch: int | None = None,
@@ -91,12 +93,15 @@ def refuse_broken(parts: Sequence[Part], found: Sequence[Cut]) -> None:
     )
 
 
-def refuse_unread(broken: Mapping[str, str]) -> None:
+def refuse_unread(broken: Mapping[Place, str]) -> None:
     """Raise DataError naming the files, each with the reason why it could not be read, where there are any."""
     if broken:
         raise DataError(
             "\n".join(
-                ["Images that cannot be read:", *first_few([f"  {shown(f, 300)}: {why}" for f, why in broken.items()])]
+                [
+                    "Images that cannot be read:",
+                    *first_few([f"  {shown(str(f), 300)}: {why}" for f, why in broken.items()]),
+                ]
             ),
             hint="longtail data check lists them all. Mend them, or take their lines out.",
         )

@@ -76,7 +76,7 @@ class ImageSet:
         digest.update(repr(tuple(self.images.shape)).encode())
         if isinstance(self.images, ImageFiles):
             digest.update(repr(self.images.share).encode())
-            digest.update("\0".join(self.ids if self.ids is not None else self.images.files).encode())
+            digest.update("\0".join(self.ids if self.ids is not None else map(str, self.images.files)).encode())
         else:
             # A flat view instead of bytes: a copy of the pixels would double the memory of the largest tensor.
             digest.update(self.images.cpu().contiguous().numpy().reshape(-1).data)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from longtail.data.augment import Params
 from longtail.data.decoding import opened, orientation, to_rgb, upright_size
+from longtail.data.members import Member, Place, bytes_of
 
 try:
     import simplejpeg
@@ -42,7 +43,7 @@ def windows_of(params: Params, side: int) -> list[Window]:
 
 
 def read_windows(
-    source: Path | bytes, windows: Callable[[int, int], Sequence[Window]], *, decoder: str | None = None
+    source: Path | Place | bytes, windows: Callable[[int, int], Sequence[Window]], *, decoder: str | None = None
 ) -> list[Tensor]:
     """Windows of one image, each resized to its ``side`` by antialiased bilinear: (3, side, side) uint8.
 
@@ -53,7 +54,7 @@ def read_windows(
     pixel by a few levels in the mean.
 
     Args:
-        source: the file or its bytes, of any format that :mod:`longtail.data.decoding` reads.
+        source: the file, the member of a tar file or its bytes, of any format that :mod:`longtail.data.decoding` reads.
         windows: from height and width of the upright image to the windows, all inside it.
         decoder: "pillow" or "simplejpeg", whose pixels are the same where both were built with libjpeg-turbo; None
             and "simplejpeg" take simplejpeg where it is installed (extra ``jpeg``), for JPEGs in color that lie
@@ -67,7 +68,7 @@ def read_windows(
         raise ValueError(f"decoder must be pillow or simplejpeg, not {decoder}.")
     with opened(source) as image:
         header = _Header.of(image)
-        data = source if isinstance(source, bytes) else source.read_bytes()
+        data = _content(source)
     # Outside the block, which would take an error of the caller's for damage of the file.
     wanted = windows(header.height, header.width)
     for window in wanted:
@@ -77,6 +78,12 @@ def read_windows(
     reduction = header.reduction(wanted)
     pixels = _decode(data, header, reduction, decoder)
     return [_resized(pixels, window, reduction) for window in wanted]
+
+
+def _content(source: Path | Place | bytes) -> bytes:
+    if isinstance(source, bytes):
+        return source
+    return bytes_of(source) if isinstance(source, Member) else Path(source).read_bytes()
 
 
 class _Header(NamedTuple):

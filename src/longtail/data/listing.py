@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from longtail.data.members import Place
 from longtail.errors import DataError
 
 SPLITS = ("train", "val", "test")
@@ -18,7 +19,7 @@ SHOWN = 5
 class Row(NamedTuple):
     """One image as a folder or a table names it. ``label`` is a class number, or text; ``where`` says who named it."""
 
-    path: str
+    path: Place
     id: str
     label: int | str
     where: str
@@ -30,7 +31,7 @@ class Entry(NamedTuple):
     A tuple, and its file a string, because there may be half a million of them.
     """
 
-    path: str
+    path: Place
     label: int
     id: str
 
@@ -105,7 +106,7 @@ def settle(
 
 
 def _once(split: str, rows: list[Row], problems: list[str], notes: list[str]) -> list[Row]:
-    kept: dict[str, Row] = {}
+    kept: dict[Place, Row] = {}
     repeated = 0
     for row in rows:
         first = kept.setdefault(row.path, row)
@@ -124,7 +125,7 @@ def _once(split: str, rows: list[Row], problems: list[str], notes: list[str]) ->
 
 
 def _refuse_shared(rows: dict[str, list[Row]], problems: list[str]) -> None:
-    seen: dict[str, tuple[str, Row]] = {}
+    seen: dict[Place, tuple[str, Row]] = {}
     for split, listed in rows.items() if len(rows) > 1 else ():
         for row in listed:
             other, first = seen.setdefault(row.path, (split, row))

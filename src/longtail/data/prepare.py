@@ -20,6 +20,11 @@ from longtail.rng import numpy_generator
 EvaluatedOn = Literal["test", "val", "held-out", "train"]
 
 
+def images_of(split: str) -> str:
+    """What the images of a split are called in a sentence: ``test images``."""
+    return "training images" if split == "train" else f"{split} images"
+
+
 @dataclasses.dataclass(frozen=True)
 class Prepared:
     """The data of a run.

@@ -140,11 +140,6 @@ def _check_files(settings: DataSettings) -> None:
         raise ConfigError("data.center_crop is for files that are read when they are needed, and data.stream is false.")
     if settings.stream is False and settings.decoding != "whole":
         raise ConfigError("data.decoding is for files that are read when they are needed, and data.stream is false.")
-    if settings.stream is True and settings.on_error == "skip":
-        raise ConfigError(
-            "data.on_error=skip looks at all images before the first step, which data.stream does not.",
-            hint="longtail data check lists those that cannot be read; take their lines out.",
-        )
     if settings.download:
         raise ConfigError("data.download: images of your own have no place to be downloaded from.")
     if settings.split_column is not None and (settings.val_path or settings.test_path):

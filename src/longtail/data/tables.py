@@ -12,8 +12,8 @@ from pathlib import Path
 from longtail.data.listing import Listing, Row, settle, shown
 from longtail.errors import DataError, nearest
 
-_SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test"}
-_SPLIT_NAMES |= {"val": "val", "valid": "val", "validation": "val"}
+SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+SPLIT_NAMES |= {"val": "val", "valid": "val", "validation": "val"}
 
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)", re.ASCII)
 _INTEGER = re.compile(r"-?[0-9]+", re.ASCII)
@@ -65,7 +65,7 @@ def list_csv(
         for where, cells in _cells(file, columns, problems):
             split: str | None = given
             if split_column is not None:
-                split = _SPLIT_NAMES.get(cells[2].strip().casefold())
+                split = SPLIT_NAMES.get(cells[2].strip().casefold())
                 if split is None:
                     problems.append(f"{where}: the split is '{shown(cells[2])}', not train, val or test.")
                     continue
@@ -75,11 +75,11 @@ def list_csv(
             found = placed(cells[0], base, where, problems)
             if found is not None and split is not None:
                 rows.setdefault(split, []).append(Row(*found, cells[1], where))
-    notes = _number_labels(rows, problems)
+    notes = number_labels(rows, problems)
     return settle(files["train"].stem, rows, problems, notes)
 
 
-def _number_labels(rows: dict[str, list[Row]], problems: list[str]) -> list[str]:
+def number_labels(rows: dict[str, list[Row]], problems: list[str]) -> list[str]:
     """Turn labels into class numbers where all of them are; returns what is to be noted."""
     everything = [row for listed in rows.values() for row in listed]
     texts = {str(row.label).strip() for row in everything}

@@ -166,9 +166,38 @@ def _write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
 
 def describe(numbers: Mapping[str, Any]) -> str:
     """One line for people: ``top-1 20.5 %, many 30.0, medium 15.8, few 14.8``."""
+    groups = ", ".join(f"{name} {_percent(numbers[name])}" for name in ("many", "medium", "few"))
+    return f"top-1 {_percent(numbers['top1'])} %, {groups}"
 
-    def percent(value: float | None) -> str:
-        return "-" if value is None else f"{100 * value:.2f}"
 
-    groups = ", ".join(f"{name} {percent(numbers[name])}" for name in ("many", "medium", "few"))
-    return f"top-1 {percent(numbers['top1'])} %, {groups}"
+REPEATED = {"top1": "top-1", "many": "many", "medium": "medium", "few": "few"}
+"""The numbers that are compared with those of a run or a card, and their names for people."""
+
+
+def compare_numbers(here: Mapping[str, Any], there: Mapping[str, Any], images: int, whose: str) -> str:
+    """Whether the numbers of an evaluation are those that were written down, in a sentence.
+
+    Top-1 counts images and the groups are means of such counts, so equal means to the image. Another processor or
+    another number of threads adds in another order, and may turn an image whose two best classes are nearly level.
+    """
+    names = [shown for name, shown in REPEATED.items() if here[name] is not None]
+    other = [
+        name
+        for name in REPEATED
+        if (here[name] is None) != (there[name] is None) or not _equal(here[name], there[name])
+    ]
+    if not other:
+        return f"{', '.join(names[:-1])} and {names[-1]} equal those of {whose}, to the image."
+    moved = round(images * abs(here["top1"] - there["top1"]))
+    said = ", ".join(
+        f"{REPEATED[name]} {_percent(there[name])} there and {_percent(here[name])} here" for name in other
+    )
+    return f"Not the numbers of {whose}: {said}; {moved} of {images} images more or fewer are right."
+
+
+def _equal(here: float | None, there: float | None) -> bool:
+    return here is None or there is None or abs(here - there) < 1e-9
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f}"

@@ -1,4 +1,4 @@
-"""The model card of an exported folder: what was trained, on how many images of what, how well, and how to load it."""
+"""The model card of an exported folder: what was trained, on how many images of what, how well, and how to use it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 
 from longtail.config import Config
 from longtail.data.longtail import ClassStats
+from longtail.data.prepare import images_of
+from longtail.data.settings import WITHOUT_PATH
 from longtail.methods import METHODS
 
 LISTED_CLASSES = 100
@@ -31,17 +33,21 @@ def model_card(about: Mapping[str, Any], config: Config) -> str:
         "## Training images and results",
         _groups(about),
         _numbers(about),
+        "## Training",
+        _training(about),
         "## Use",
         '```python\nimport longtail\n\nmodel = longtail.load("THIS_FOLDER")\n'
         'probabilities = model.predict(["photo.jpg"])  # (1, C), in the order of model.class_names\n```',
+        f"`longtail predict THIS_FOLDER PATH...` does the same on the command line. {_repeating(about, config)}"
+        "`init=THIS_FOLDER` starts a run from these weights.",
         "`model.safetensors` holds the weights without the parts that only training needs; `config.json` holds the "
-        "configuration, normalization, class names and counts, and the SHA-256 of the weights.",
+        "configuration, normalization, class names and counts, the results, and the SHA-256 of the weights.",
         "## Not known",
         "What the images may be used for, whom they show, and how the network does on images of another kind: whoever "
         "publishes this folder says so here, with a license.",
     ]
     if len(names) <= LISTED_CLASSES:
-        parts[4:4] = ["| class | training images |\n|---|---|\n" + "\n".join(map(_row, names, counts))]
+        parts[5:5] = ["| class | training images |\n|---|---|\n" + "\n".join(map(_row, names, counts))]
     return front + "\n\n".join(parts) + "\n"
 
 
@@ -64,13 +70,31 @@ def _numbers(about: Mapping[str, Any]) -> str:
     results = about["results"]
     if results is None:
         return "The run had not finished when it was exported: there are no results."
-    said = f"Accuracies are on the {about['evaluated_on']} images: of a group the mean over its classes, of all "
+    said = f"Accuracies are on the {images_of(about['evaluated_on'])}: of a group the mean over its classes, of all "
     said += f"top-1 over images. Epoch {results['epoch']}, counted from 0."
     if "selected_on" in results:
         said += f" The epoch was chosen on {results['selected_on']}."
         if results["selected_on"] == about["evaluated_on"]:
             said += " These are the images that are reported, so the numbers are too good."
     return said
+
+
+def _training(about: Mapping[str, Any]) -> str:
+    command, known = str(about.get("command", "")), about.get("versions", {})
+    # A command that names no recipe is `longtail train config.yaml`, and one with a backtick would end its block.
+    told = about["recipe"] in command and command.isprintable() and "`" not in command
+    said = f"```sh\n{command}\n```\n\n" if told else ""
+    said += f"The whole configuration is in `config.json`. Seed {about['config']['seed']}"
+    said += f", longtail {about['longtail']}"
+    said += f" (numbers {known['numbers']})" if "numbers" in known else ""
+    return said + (f", torch {known['torch']}." if "torch" in known else ".")
+
+
+def _repeating(about: Mapping[str, Any], config: Config) -> str:
+    if about["results"] is None or config.data.name == "arrays":
+        return ""
+    where = "" if config.data.name in WITHOUT_PATH else " data.path=THE_IMAGES"
+    return f"`longtail eval THIS_FOLDER{where}` counts again, and says whether that equals this card. "
 
 
 def _percent(value: float | None) -> str:

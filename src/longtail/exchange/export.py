@@ -21,12 +21,13 @@ from torch import Tensor, nn
 import longtail
 from longtail.errors import ConfigError, ResourceError, RunError, unknown_name
 from longtail.exchange.card import model_card
-from longtail.files import disk_error, read_json, write_atomic
+from longtail.files import disk_error, write_atomic
 from longtail.losses import logit_adjustment
 from longtail.methods import Method
 from longtail.models.adapters import merge_adapters
-from longtail.prediction.predict import EXPORT_SCHEMA, Model, training_only
+from longtail.prediction.predict import Model, training_only
 from longtail.rng import generator
+from longtail.runs.exported import ABOUT, CARD, EXPORT_SCHEMA, WEIGHTS, portable_command, without_paths
 
 CHECKED = 256
 """Images on which what was exported has to agree with the network."""
@@ -224,39 +225,39 @@ def write_folder(model: Model, path: Path) -> str:
     Adapters are added to the weights that they move, and the config has none: the names are those of the backbone.
     Raises ConfigError for a place where something else is.
     """
-    known = {"model.safetensors", "config.json", "README.md"}
-    if path.exists() and (not path.is_dir() or {part.name for part in path.iterdir()} - known):
+    if path.exists() and (not path.is_dir() or {part.name for part in path.iterdir()} - {WEIGHTS, ABOUT, CARD}):
         raise ConfigError(f"--out {path} exists and holds something else, so it is left alone.")
     tensors = {
         name: value.detach().cpu().contiguous()
         for name, value in without_training_parts(model.method).state_dict().items()
     }
     content = serialize_tensors(tensors, metadata={"format": "pt"})
-    config = model.config.plain()
-    # The paths of the machine that trained it say nothing elsewhere, and are nobody's business.
-    config |= {"out": None, "init": None, "data": config["data"] | {"path": None}}
+    config = without_paths(model.config.plain())
     config["model"] |= {"adapter_rank": None, "adapter_alpha": None}
-    if "saliency_maps" in config["method"]:
-        config["method"] |= {"saliency_maps": None}
     config["test"] = dataclasses.asdict(model.scoring)
-    results = model.folder / "results.json"
-    numbers = read_json(results) if results.is_file() else None
+    numbers = model.recorded
+    known = model.described
     about = {
         "format": "longtail",
         "schema": EXPORT_SCHEMA,
         **described(model),
         "sha256": hashlib.sha256(content).hexdigest(),
+        "command": portable_command(known.get("command", "")),
         "config": config,
         "image_size": model.size,
         "normalization": {"mean": list(model.view.mean), "std": list(model.view.std)},
         "groups": list(model.config.data.groups),
-        "results": None if numbers is None else numbers[model.which],
+        "results": None if numbers is None else {k: v for k, v in numbers.items() if k != "evaluated_on"},
         "evaluated_on": None if numbers is None else numbers["evaluated_on"],
+        # What has to be the same for the same numbers: images, versions, threads.
+        "fingerprint": known["data"].get("fingerprint"),
+        "versions": known.get("versions", {}),
+        "threads": known.get("threads"),
     }
     _make_folder(path)
-    write_atomic(path / "model.safetensors", content)
-    write_atomic(path / "config.json", (json.dumps(about, indent=1, ensure_ascii=False) + "\n").encode())
-    write_atomic(path / "README.md", model_card(about, model.config).encode())
+    write_atomic(path / WEIGHTS, content)
+    write_atomic(path / ABOUT, (json.dumps(about, indent=1, ensure_ascii=False) + "\n").encode())
+    write_atomic(path / CARD, model_card(about, model.config).encode())
     size = sum(value.numel() for value in tensors.values())
     return f"{len(tensors)} tensors, {size:,} numbers, with config.json and a model card"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,8 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from longtail.config import Config, build_config
@@ -29,12 +26,12 @@ from longtail.losses import logit_adjustment
 from longtail.methods import Method
 from longtail.methods.base import Answers
 from longtail.processes.device import resolve_device
+from longtail.runs.exported import exported_config, is_exported, read_about, read_weights
 from longtail.runs.rundir import RunDir
 from longtail.training.state import build_method, load_model, model_part, stored_config
 
 Images = NDArray[Any] | Tensor | Sequence[Any]
 
-EXPORT_SCHEMA = 1
 TRAINING_ONLY = ("network.projection", "network.center_head", "key_encoder", "queue")
 """Beginnings of the names of tensors that no answer depends on."""
 
@@ -61,6 +58,18 @@ class Model:
         if not results.is_file():
             raise RunError(f"{self.folder} has not finished, and has not chosen {', '.join(asked.chooses)} on val yet.")
         return Scoring(**read_json(results)[self.which].get("test", {}))
+
+    @property
+    def recorded(self) -> dict[str, Any] | None:
+        """The numbers of these weights as the run wrote them, and ``evaluated_on``; None where it has not finished."""
+        if is_exported(self.folder):
+            numbers, split = self.described.get("results"), self.described.get("evaluated_on")
+        elif (self.folder / "results.json").is_file():
+            results = read_json(self.folder / "results.json")
+            numbers, split = results[self.which], results["evaluated_on"]
+        else:
+            return None
+        return None if numbers is None else {**numbers, "evaluated_on": split}
 
     @property
     def answers_for(self) -> Answers:
@@ -108,7 +117,7 @@ def load(run: str | Path, which: str = "last", device: str = "auto") -> Model:
     if which not in ("last", "best"):
         raise ConfigError(f"which={which!r}: there are 'last' and 'best'.")
     folder = RunDir(run)
-    if not folder.is_run and (folder.path / "config.json").is_file():
+    if is_exported(folder.path):
         return _load_exported(folder.path, which, device)
     described = folder.description()
     config = stored_config(folder)
@@ -150,21 +159,14 @@ def training_only(name: str) -> bool:
 
 
 def _load_exported(folder: Path, which: str, device: str) -> Model:
-    about = read_json(folder / "config.json")
-    if not isinstance(about, dict) or about.get("format") != "longtail" or about.get("schema") != EXPORT_SCHEMA:
-        raise RunError(f"{folder} is neither a run folder nor one that this version of longtail exported.")
+    about = read_about(folder)
     if which == "best" != about["weights"]:
         raise RunError(f"{folder} holds the {about['weights']} weights alone.")
+    config, tensors = exported_config(folder, about), read_weights(folder, about)
     try:
-        content = (folder / "model.safetensors").read_bytes()
-        if hashlib.sha256(content).hexdigest() != about["sha256"]:
-            raise RunError(f"{folder / 'model.safetensors'} does not have the digest it was written with.")
-        config = build_config(about["config"])
         method = build_method(config, about["class_counts"], int(about["image_size"]))
-        found = method.load_state_dict(load_tensors(content), strict=False)
-    except OSError as error:
-        raise RunError(f"{folder / 'model.safetensors'} cannot be read: {error.strerror}.") from None
-    except (SafetensorError, RuntimeError, KeyError, ConfigError) as error:
+        found = method.load_state_dict(tensors, strict=False)
+    except (RuntimeError, KeyError) as error:
         raise RunError(f"{folder} cannot be loaded: {error}") from None
     lacking = [name for name in found.missing_keys if not training_only(name)]
     if lacking or found.unexpected_keys:

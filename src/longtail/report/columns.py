@@ -34,9 +34,9 @@ def smoothing_window(classes: int) -> int:
 
 @dataclass(frozen=True)
 class Column:
-    """Neighboring classes of one group: their middle rank and number, mean training images and accuracy, test images.
+    """Neighboring classes of one group: their middle rank and number, mean training images, accuracy, test images.
 
-    ``accuracy`` is None where none of them has a test image.
+    ``accuracy`` is None where none of them has an evaluated image.
     """
 
     center: float

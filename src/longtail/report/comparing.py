@@ -21,8 +21,8 @@ class ComparisonRow:
     """One run of a comparison: numbers of the last epoch, fractions 0..1, None where a group is empty.
 
     ``head``, ``middle`` and ``tail`` are set if one of the compared runs has an empty group. ``difference`` is top-1
-    minus that of the first run with its 95 % interval (paired bootstrap over test images), None for the first and
-    where the test images are not the same.
+    minus that of the first run with its 95 % interval (paired bootstrap over images), None for the first and
+    where the images are not the same.
     """
 
     run: str
@@ -97,8 +97,8 @@ def same_images(run: FinishedRun, baseline: FinishedRun) -> bool:
 
 
 def differences(run: FinishedRun, baseline: FinishedRun) -> dict[str, Difference]:
-    """Top-1 and the accuracy of each group minus the baseline's, with 95 % intervals of a paired bootstrap over test
-    images; empty where the test images are not the same.
+    """Top-1 and the accuracy of each group minus the baseline's, with 95 % intervals of a paired bootstrap over
+    images; empty where the images are not the same.
 
     The accuracy of a group is the mean over its classes. An image of class c counts N / (K n_c), with N images in the
     group, n_c of the class and K classes that have any, so that the mean over images is the mean over classes.

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from longtail.data.prepare import images_of
 from longtail.evaluation.metrics import expected_calibration_error, thirds, wilson_interval
 from longtail.report.folder import GROUPS, ClassRow, FinishedRun
 from longtail.settings import resolve_time
@@ -15,10 +16,13 @@ from longtail.settings import resolve_time
 EVENT_ENDINGS = ("milestones", "_epochs", "_start", "_end", "_at")
 """How the keys of run.json's schedule end that are points in the run: epochs, or fractions of it."""
 
+SCARCE = 50
+"""Evaluated images below which a group is named: the 95 % interval of one half is 14 points to each side, or more."""
+
 
 @dataclass(frozen=True)
 class Confusion:
-    """``images`` of the ``tested`` test images of class ``target`` were taken for class ``predicted``."""
+    """``images`` of the ``tested`` evaluated images of class ``target`` were taken for class ``predicted``."""
 
     target: ClassRow
     predicted: ClassRow
@@ -27,13 +31,13 @@ class Confusion:
 
     @property
     def share(self) -> float:
-        """The fraction of the target's test images."""
+        """The fraction of the target's evaluated images."""
         return self.images / self.tested
 
 
 @dataclass(frozen=True)
 class Flow:
-    """Where the test images of one group go: the fraction called a class of each group."""
+    """Where the evaluated images of one group go: the fraction called a class of each group."""
 
     group: str
     shares: Mapping[str, float]
@@ -47,6 +51,19 @@ def percent(value: float | None, digits: int = 1) -> str:
 def points(difference: float) -> str:
     """A difference of fractions in percentage points, signed."""
     return f"{100 * difference:+.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def groups_sentence(run: FinishedRun) -> str:
+    """What the groups are, and which of their numbers rest on few images."""
+    many, few = run.description["groups"]
+    said = f"Many: classes of more than {many} training images; medium: {few} to {many}; few: fewer than {few}. "
+    said += "The number of a group is the mean over its classes."
+    tested = {name: sum(row.test_count for row in run.classes if row.group == name) for name in run.group_sizes()}
+    scarce = [f"{name} on {images}" for name, images in tested.items() if images < SCARCE]
+    if scarce:
+        what = images_of(str(run.results.get("evaluated_on", "test")))
+        said += f" It rests on few {what}: {', '.join(scarce)}."
+    return said
 
 
 def thirds_of(run: FinishedRun) -> dict[str, float | None]:
@@ -105,7 +122,7 @@ def curves_sentence(run: FinishedRun) -> str:
 
 
 def image_flow(run: FinishedRun) -> list[Flow]:
-    """For each group that has test images, where they go; empty without predictions."""
+    """For each group that has evaluated images, where they go; empty without predictions."""
     if run.predictions is None:
         return []
     group = np.array([GROUPS.index(row.group) for row in run.classes])
@@ -119,11 +136,12 @@ def image_flow(run: FinishedRun) -> list[Flow]:
     return flows
 
 
-def flow_sentence(flows: Sequence[Flow], baseline: Sequence[Flow] = ()) -> str:
+def flow_sentence(flows: Sequence[Flow], baseline: Sequence[Flow] = (), split: str = "test") -> str:
     """The finding of the flow: how much of the rarest group is called a frequent class, here and in the baseline."""
     first, last = flows[0].group, flows[-1].group
     beside = next((f" (baseline: {percent(flow.shares[first], 0)})" for flow in baseline if flow.group == last), "")
-    return f"{percent(flows[-1].shares[first], 0)} of {last}-shot test images are called a {first}-shot class{beside}."
+    share = percent(flows[-1].shares[first], 0)
+    return f"{share} of {last}-shot {images_of(split)} are called a {first}-shot class{beside}."
 
 
 @dataclass(frozen=True)
@@ -138,7 +156,7 @@ class Reliability:
 
 
 def reliability(run: FinishedRun, bins: int = 15) -> list[Reliability]:
-    """Calibration of all test images and of each group's, from predictions.csv; empty without it.
+    """Calibration of all evaluated images and of each group's, from predictions.csv; empty without it.
 
     Bins are those of :func:`longtail.evaluation.metrics.expected_calibration_error`; the line leaves out bins of fewer
     than five images, the error does not.
@@ -165,15 +183,16 @@ def reliability(run: FinishedRun, bins: int = 15) -> list[Reliability]:
 def reliability_sentence(found: Sequence[Reliability]) -> str:
     """Whether the network is too sure of itself, over all and where most."""
     whole, worst = found[0], max(found[1:], key=lambda entry: entry.ece)
-    said = "sure" if whole.surplus > 0 else "unsure"
+    side = "above" if whole.surplus > 0 else "below"
     return (
-        f"On average the network is {percent(abs(whole.surplus))} too {said}; the calibration error is "
-        f"{percent(whole.ece)} over all images and largest on {worst.name}-shot classes, {percent(worst.ece)}."
+        f"On average the probability of the answer is {100 * abs(whole.surplus):.1f} points {side} the share that is "
+        f"right; the calibration error is {percent(whole.ece)} over all images and largest on {worst.name}-shot "
+        f"classes, {percent(worst.ece)}."
     )
 
 
 def hardest(run: FinishedRun, most: int) -> list[int]:
-    """Positions of the wrong test images that the network was surest of, surest first."""
+    """Positions of the wrong images that the network was surest of, surest first."""
     if run.predictions is None:
         return []
     wrong = np.flatnonzero(~run.predictions.correct)

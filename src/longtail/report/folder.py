@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ClassRow:
-    """One line of per_class.csv; ``accuracy`` is None where the class has no test image."""
+    """One line of per_class.csv; ``accuracy`` is None where the class has no evaluated image."""
 
     index: int
     name: str
@@ -35,7 +35,7 @@ class ClassRow:
 
 @dataclass(frozen=True)
 class Predictions:
-    """predictions.csv: per test image its ``ids``, its ``targets`` and ``predicted``, (N,) class indices, and
+    """predictions.csv: per evaluated image its ``ids``, its ``targets`` and ``predicted``, (N,) class indices, and
     ``confidence`` (N,), the probability of the predicted class."""
 
     ids: list[str]

@@ -17,6 +17,7 @@ from longtail.evaluation.scoring import EVALUATION_BATCH, evaluating
 from longtail.explain.backgrounds import finished_model
 from longtail.prediction.predict import Model
 from longtail.report.charts import Space
+from longtail.report.comparing import split_of
 from longtail.report.findings import Confusion, hardest
 from longtail.report.folder import FinishedRun
 from longtail.report.images import Shot
@@ -58,6 +59,9 @@ class Measured:
 def measure(run: FinishedRun, pairs: Sequence[Confusion]) -> Measured:
     """Everything that needs the run's images or weights; never raises."""
     made = Measured()
+    if run.results.get("dataset") == "arrays":
+        made.notes.append("The images came from Python and are not in the run folder: the page is without pictures.")
+        return made
     opened = made.attempt("Images and feature space", lambda: finished_model(run.path))
     if opened is None:
         return made
@@ -70,14 +74,14 @@ def measure(run: FinishedRun, pairs: Sequence[Confusion]) -> Measured:
 
 
 def hard_images(run: FinishedRun, data: Prepared) -> list[Shot]:
-    """The wrong test images that the network was surest of."""
-    shots = []
+    """The wrong images that the network was surest of."""
+    shots, split = [], split_of(run)
     for place in hardest(run, HARDEST):
         assert run.predictions is not None, "hardest is empty without"
         target, called = (run.classes[int(k[place])] for k in (run.predictions.targets, run.predictions.predicted))
         sure = f"{100 * run.predictions.confidence[place]:.0f}%"
         caption = f"{target.name} → {called.name}, {sure}"
-        alt = f"Test image of class {target.name}, called {called.name} with {sure}"
+        alt = f"{split.capitalize()} image of class {target.name}, called {called.name} with {sure}"
         shots.append(Shot(data.evaluation.images[place], caption, alt))
     return shots
 
@@ -85,25 +89,29 @@ def hard_images(run: FinishedRun, data: Prepared) -> list[Shot]:
 def pair_images(
     run: FinishedRun, data: Prepared, pairs: Sequence[Confusion]
 ) -> dict[tuple[int, int], tuple[Shot, Shot]]:
-    """For each confused pair the mistaken test image that the network was surest of, and a training image of the class
+    """For each confused pair the mistaken image that the network was surest of, and a training image of the class
     that it was taken for."""
     if run.predictions is None:
         return {}
-    found = {}
+    found, split = {}, split_of(run)
     for pair in pairs:
         target, called = pair.target, pair.predicted
         inside = (run.predictions.targets == target.index) & (run.predictions.predicted == called.index)
         test = int(np.argmax(np.where(inside, run.predictions.confidence, -1.0)))
         train = int((data.train.labels == called.index).nonzero()[0])
         found[target.index, called.index] = (
-            Shot(data.evaluation.images[test], "", f"Test image of class {target.name}, taken for {called.name}"),
+            Shot(
+                data.evaluation.images[test],
+                "",
+                f"{split.capitalize()} image of class {target.name}, taken for {called.name}",
+            ),
             Shot(data.train.images[train], "", f"Training image of class {called.name}"),
         )
     return found
 
 
 def feature_space(model: Model, data: Prepared) -> Space:
-    """The first two principal components of test images in the network's feature space, with the class centers.
+    """The first two principal components of evaluated images in the network's feature space, with the class centers.
 
     Where the method learned centers, the space is that of its projections, u / |u|, and the centers are v / |v|;
     elsewhere it is the backbone's features, and a center is the mean of the shown images of its class.

@@ -18,6 +18,7 @@ import jinja2
 from markupsafe import Markup
 
 import longtail
+from longtail.data.prepare import images_of
 from longtail.errors import ResourceError, RunError
 from longtail.evaluation.metrics import wilson_interval
 from longtail.files import write_atomic
@@ -59,7 +60,7 @@ def write_report(run_dir: Path, out: Path | None = None, baseline: Path | None =
         "classes": findings.class_table(run, found),
         "environment": findings.flattened(run.description, ("class_counts", "data.class_names", "command", "schema")),
     }
-    return _write_page(page, "template.html", content)
+    return _write_page(page, "run.html", content)
 
 
 def _about(run: FinishedRun) -> dict[str, Any]:
@@ -72,6 +73,8 @@ def _about(run: FinishedRun) -> dict[str, Any]:
         "last": run.last,
         "best": run.results.get("best"),
         "split": split_of(run),
+        "tested": images_of(split_of(run)),
+        "groups_sentence": findings.groups_sentence(run),
         "images": sum(row.train_count for row in run.classes),
         "thirds": findings.thirds_of(run) if len(run.group_sizes()) < len(GROUPS) else {},
         "tail_sentence": findings.tail_sentence(run),
@@ -106,7 +109,7 @@ def _against(run: FinishedRun, baseline: FinishedRun | None) -> dict[str, Any]:
         "baseline_note": note,
         "differences": differences,
         "flows": flows,
-        "flow_sentence": findings.flow_sentence(flows, other) if len(flows) > 1 else "",
+        "flow_sentence": findings.flow_sentence(flows, other, split_of(run)) if len(flows) > 1 else "",
         "tail_picture": charts.long_tail(
             run.classes, baseline.classes if baseline is not None and alike else None, split_of(run)
         ),
@@ -123,7 +126,7 @@ def _explored(run: FinishedRun, baseline: FinishedRun | None) -> dict[str, Any]:
     for row in run.ranked():
         said = [f"{row.group}-shot", f"{row.train_count:,} training images"]
         if row.accuracy is None:
-            said.append("no test image")
+            said.append(f"no {split_of(run)} image")
         else:
             low, high = (findings.percent(end, 0) for end in wilson_interval(row.accuracy, row.test_count))
             said.append(f"accuracy {findings.percent(row.accuracy)} [{low} to {high}]")
@@ -138,7 +141,8 @@ def _explored(run: FinishedRun, baseline: FinishedRun | None) -> dict[str, Any]:
 
 def _images(run: FinishedRun, made: Measured, found: Sequence[findings.Confusion]) -> dict[str, Any]:
     pairs = found[:CONFUSED_PAIRS]
-    space = "" if made.space is None else charts.space_chart(made.space, run.classes, "Test images in feature space")
+    alt = f"{images_of(split_of(run)).capitalize()} in feature space"
+    space = "" if made.space is None else charts.space_chart(made.space, run.classes, alt)
     return {
         "made": made,
         "space_chart": space,
@@ -210,6 +214,7 @@ def write_comparison(run_dirs: Sequence[Path], out: Path) -> Path:
         "rows": rows,
         "colors": colors,
         "splits": splits,
+        "tested": images_of(" / ".join(splits)),
         "with_thirds": any(row.head is not None for row in rows),
         "with_differences": any(row.difference is not None for row in rows),
         "notes": comparing.notes_on(runs, rows),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from longtail.methods.smcl import SMCL
 from longtail.methods.smcl_concutmix import SMCLConCutMix
 from longtail.mixing import Box, align_boxes, boxes_around, boxes_like, draw_beta, mix_labels
 from longtail.report.folder import GROUPS
-from longtail.report.images import Shot, edges_of, gray
+from longtail.report.images import Edges, Shot, edges_of, gray
 from longtail.report.remaking import EXAMPLES, Example, Remade, Shown, label_bars
 from longtail.saliency.detectors import DETECTORS
 
@@ -50,16 +51,55 @@ def _views(run: Remade) -> Shown:
     return Shown(sentence, examples)
 
 
-def _telling_step(run: Remade, mixing: CutMix) -> tuple[Progress, Box] | None:
+def _telling(run: Remade, mixing: CutMix) -> tuple[Progress, Box, Batch] | None:
     """The latest step that mixes by a box in which both images can be seen, else the latest that mixes."""
     latest = None
     for at in run.late_steps():
         box = mixing.draw(at)
         if box is not None and run.model.method.needs_partner(at):
-            if TELLING[0] <= box.lam <= TELLING[1]:
-                return at, box
             latest = latest or (at, box)
-    return latest
+            if TELLING[0] <= box.lam <= TELLING[1]:
+                latest = at, box
+                break
+    return None if latest is None else (*latest, run.loader.batch(latest[0].step, with_partner=True))
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """What a step made of pairs: mixed images (B, 3, H, W), their labels by area (B, C), the edges of the box by place.
+
+    ``rectify`` moves labels (n, C) of images as the method does, if it does; ``erased`` are the first images with
+    their salient box erased. ``said`` is the sentence about all of it.
+    """
+
+    images: Tensor
+    target: Tensor
+    edges: Callable[[int], Edges | None]
+    said: str
+    rectify: Callable[[Tensor, Tensor], Tensor] | None = None
+    erased: Tensor | None = None
+
+
+def _pairs(run: Remade, batch: Batch, made: Mixture) -> Shown:
+    """Image, partner and the two mixed, with the label by area and, where there is one, the rectified label."""
+    places, said = run.telling_first(batch), made.said
+    labels = {"label": made.target[places]}
+    if made.rectify is not None:
+        moved = made.rectify(made.images[places], made.target[places])
+        labels = {"area label": labels["label"], "rectified label": moved}
+        share = float((moved - labels["area label"]).abs().sum(dim=1).mean()) / 2
+        said += (
+            " Area label: by pixels. Rectified label: by the trained network's features, in evaluation mode; on "
+            f"average {100 * share:.1f}% of a label went to another class."
+        )
+    examples = []
+    for number, place in enumerate(places):
+        mixed = run.shot(made.images[place], "mixed", "The two mixed, with the box", made.edges(place))
+        shots = [*_pair(run, batch, place), mixed]
+        if made.erased is not None:
+            shots.append(run.shot(made.erased[place], "erased", "The background image with its salient box erased"))
+        examples.append(Example(shots, [label_bars(name, rows[number], run.classes) for name, rows in labels.items()]))
+    return Shown(said, examples)
 
 
 def _pair(run: Remade, batch: Batch, place: int) -> list[Shot]:
@@ -72,73 +112,50 @@ def _pair(run: Remade, batch: Batch, place: int) -> list[Shot]:
     ]
 
 
-def _rectify(run: Remade, images: Tensor, area: Tensor, counts: Tensor, own: ConCutMixSettings) -> Tensor:
+def _rectifying(run: Remade, counts: Tensor, own: ConCutMixSettings) -> Callable[[Tensor, Tensor], Tensor]:
     network = run.model.method.network
-    projected = network.project(network.features(images))
-    return rectified(area, projected, network.centers(), counts, own)[0]
+
+    def rectify(images: Tensor, area: Tensor) -> Tensor:
+        return rectified(area, network.project(network.features(images)), network.centers(), counts, own)[0]
+
+    return rectify
 
 
-def _rectified_sentence(area: Tensor, moved: Tensor) -> str:
-    share = float((moved - area).abs().sum(dim=1).mean()) / 2
-    return (
-        "Area label: by pixels. Rectified label: by the trained network's features, in evaluation mode; on average "
-        f"{100 * share:.1f}% of a label went to another class."
-    )
+def _edges(box: Box | None) -> Edges | None:
+    return None if box is None else edges_of((box.top, box.bottom, box.left, box.right))
 
 
 def _concutmix(run: Remade) -> Shown | None:
     method = run.model.method
     assert isinstance(method, ConCutMix)
-    found = _telling_step(run, method.mixing)
+    found = _telling(run, method.mixing)
     if found is None:
         return None
-    at, box = found
-    batch = run.loader.batch(at.step, with_partner=True)
-    area = soft_target(batch.target, len(run.classes))
-    mixed = method.mixing(batch.views[0], area, batch.partner, at)
-    places = run.telling_first(batch)
-    moved = _rectify(run, mixed.images[places], mixed.target[places], method.counts, method.settings)
-    edges = edges_of((box.top, box.bottom, box.left, box.right))
-    examples = [
-        Example(
-            [*_pair(run, batch, place), run.shot(mixed.images[place], "mixed", "The two mixed, with the box", edges)],
-            [
-                label_bars("area label", mixed.target[place], run.classes),
-                label_bars("rectified label", label, run.classes),
-            ],
-        )
-        for place, label in zip(places, moved, strict=True)
-    ]
-    said = _rectified_sentence(mixed.target[places], moved)
-    used = "" if method.rectifies(at) else " The run did not rectify in this step."
-    return Shown(f"Background, foreground and the two mixed, of step {at.step}. {said}{used}", examples)
+    at, box, batch = found
+    mixed = method.mixing(batch.views[0], soft_target(batch.target, len(run.classes)), batch.partner, at)
+    said = f"Background, foreground and the two mixed, of step {at.step}."
+    said += "" if method.rectifies(at) else " The run did not rectify labels in this step."
+    rectify = _rectifying(run, method.counts, method.settings)
+    return _pairs(run, batch, Mixture(mixed.images, mixed.target, lambda _: _edges(box), said, rectify))
 
 
 def _smcl_concutmix(run: Remade) -> Shown | None:
     method = run.model.method
     assert isinstance(method, SMCLConCutMix)
-    found = _telling_step(run, method.mixing)
+    found = _telling(run, method.mixing)
     if found is None:
         return None
-    at, box = found
-    batch = run.loader.batch(at.step, with_partner=True)
+    at, box, batch = found
     made = method.replace(batch, box, at)
-    places = run.telling_first(batch)
-    moved = _rectify(run, made.images[places], made.target[places], method.counts, method.settings)
     if method.settings.place == "salient":
         boxes = boxes_like(box, method.locate(method.network, batch, at).peaks, method.patch)
     else:
         boxes = torch.tensor([[box.top, box.bottom, box.left, box.right]]).expand(len(batch.target), 4)
-    examples = []
-    for place, label in zip(places, moved, strict=True):
-        mixed = run.shot(made.images[place], "replaced", "The two mixed, with the box", edges_of(boxes[place]))
-        shots = [*_pair(run, batch, place), mixed]
-        if made.erased is not None:
-            shots.append(run.shot(made.erased[place], "erased", "The background image with its salient box erased"))
-        area = label_bars("area label", made.target[place], run.classes)
-        examples.append(Example(shots, [area, label_bars("rectified label", label, run.classes)]))
-    sentence = f"The partner's salient part over the image's, and the image with its own erased, of step {at.step}."
-    return Shown(f"{sentence} {_rectified_sentence(made.target[places], moved)}", examples)
+    said = f"The partner's salient part over the image's, and the image with its own erased, of step {at.step}."
+    rectify = _rectifying(run, method.counts, method.settings)
+    return _pairs(
+        run, batch, Mixture(made.images, made.target, lambda k: edges_of(boxes[k]), said, rectify, made.erased)
+    )
 
 
 def _plain(run: Remade) -> Shown | None:
@@ -150,16 +167,13 @@ def _plain(run: Remade) -> Shown | None:
     batch = run.loader.batch(at.step, with_partner=True)
     area = soft_target(batch.target, len(run.classes))
     mixed = method.mixing(batch.views[0], area, batch.partner, at, method.network)
-    examples = []
-    for place in run.telling_first(batch):
-        box = mixed.box
-        if isinstance(box, Box):
-            edges = edges_of((box.top, box.bottom, box.left, box.right))
-        else:
-            edges = None if box is None else edges_of(box[place])
-        shots = [*_pair(run, batch, place), run.shot(mixed.images[place], "mixed", "The two mixed", edges)]
-        examples.append(Example(shots, [label_bars("label", mixed.target[place], run.classes)]))
-    return Shown(f"Image, partner and the two mixed ({method.settings.mixing}), of step {at.step}.", examples)
+    box = mixed.box
+    said = f"Image, partner and the two mixed ({method.settings.mixing}), of step {at.step}."
+
+    def edges(place: int) -> Edges | None:
+        return _edges(box) if box is None or isinstance(box, Box) else edges_of(box[place])
+
+    return _pairs(run, batch, Mixture(mixed.images, mixed.target, edges, said))
 
 
 def _smcl(run: Remade) -> Shown | None:

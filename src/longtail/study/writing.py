@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from longtail.data.prepare import images_of
 from longtail.files import as_cell, write_atomic
 from longtail.study.page import page
 from longtail.study.statistics import Interval, Spread
@@ -93,9 +94,9 @@ def remarks(results: StudyResults) -> list[str]:
         said[1] += " At full size, an image of half the side counts as a quarter of a pass."
     if results.baseline is not None:
         said.append(
-            f"Differences to {results.baseline} in points, with the 95 % interval of a paired bootstrap over the test "
-            "images, averaged over the seeds that both have; a dash where predictions were not kept or the "
-            "test images are others. The interval is "
+            f"Differences to {results.baseline} in points, with the 95 % interval of a paired bootstrap over the "
+            f"{images_of(splits or 'test')}, averaged over the seeds that both have; a dash where predictions were not "
+            f"kept or the {images_of(splits or 'test')} are others. The interval is "
             "blind to what another seed would do: see the deviation."
         )
     return said + [f"Failed: {sentence}" for sentence in results.failed]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from longtail.data.archives import DAMAGED, load_archive
 from longtail.data.cutting import Whole, tensor, whole
 from longtail.data.image_files import PART, ImageFiles, refuse_unread
 from longtail.data.images import ImageSet
+from longtail.data.members import state_of
 from longtail.data.readers import in_turn
 from longtail.errors import DataError, ResourceError
 from longtail.files import cache_folder, write_atomic
@@ -169,10 +169,10 @@ def _peaks_of_files(
 
 def _state_of(images: ImageFiles) -> str:
     state = hashlib.blake2b(f"files {images.size}".encode(), digest_size=16)
+    shards: dict[str, bytes] = {}
     for file in images.files:
         with contextlib.suppress(OSError):  # a file that is not there is told when it is read
-            found = os.stat(file)
-            state.update(f"{file}\0{found.st_size} {found.st_mtime_ns}\0".encode("utf-8", "surrogateescape"))
+            state.update(state_of(file, shards))
     return state.hexdigest()
 
 

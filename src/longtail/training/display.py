@@ -148,27 +148,26 @@ class LiveTable(Lines):
 def results_table(results: list[Mapping[str, Any]]) -> Table:
     """Finished runs side by side, last epoch and best epoch apart, in percent.
 
-    Where a group of any run is empty, the thirds of the classes by rank stand beside the groups.
+    Where a group of any run is empty, the thirds of the classes by rank stand beside the groups. In 80 columns every
+    number is whole: names wrap, and what all runs were evaluated on stands in the title.
     """
-    table = Table(box=None, pad_edge=False, title="top-1 and groups in %", title_justify="left")
+    splits = list(dict.fromkeys(str(result["evaluated_on"]) for result in results))
+    title = f"top-1 and groups in %{f', on {splits[0]}' if len(splits) == 1 else ''}"
+    table = Table(box=None, pad_edge=False, collapse_padding=True, title=title, title_justify="left")
     thirds = ["head", "middle", "tail"] if any("thirds" in result["last"] for result in results) else []
-    for name in ("run", "weights", "on", "top-1", "many", "medium", "few", *thirds, "worst\ntenth"):
-        # Where the terminal is narrow the words wrap, and every number stays whole.
-        if name in ("run", "weights"):
-            table.add_column(name, overflow="fold", min_width=12)
-        else:
-            table.add_column(
-                name, justify="left" if name == "on" else "right", no_wrap=True, min_width=max(5, len(name))
-            )
+    for name in ("run", "weights"):
+        table.add_column(name, overflow="fold", min_width=10)
+    for name in ("top-1", "many", "medium", "few", *thirds, "worst\ntenth"):
+        table.add_column(name, justify="right", no_wrap=True, min_width=max(map(len, ["00.00", *name.split()])))
     for result in results:
         name = f"{result['dataset']}/{result['method']}, seed {result['seed']}"
+        name += f", on {result['evaluated_on']}" if len(splits) > 1 else ""
         last, best = result["last"], result["best"]
         weights = (f"last (epoch {last['epoch']})", f"best (epoch {best['epoch']}), selected on {best['selected_on']}")
         for numbers, said in zip((last, best), weights, strict=True):
             values = [percent(numbers[name]) for name in ("top1", "many", "medium", "few")]
             values += [percent(numbers.get("thirds", {}).get(name)) for name in thirds]
-            values.append(percent(numbers["worst_tenth"]))
-            table.add_row(name if numbers is last else "", said, str(result["evaluated_on"]), *values)
+            table.add_row(name if numbers is last else "", said, *values, percent(numbers["worst_tenth"]))
     return table
 
 

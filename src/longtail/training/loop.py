@@ -288,7 +288,10 @@ def train(
         results = summarize(config, data, method, state, evaluation, best_numbers, about["config_key"])
         from_first(lambda: write_results(run.path, results, evaluation, data, groups))
         run.update_description(status="finished", timings={"train_seconds": results["train_seconds"]})
+        asked = stop.is_set()
     listener.finished(results)
+    if asked:  # in the last moments, when all but the report was done
+        raise stop.error(run.path)
     return results
 
 

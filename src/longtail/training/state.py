@@ -18,6 +18,7 @@ from longtail.layers import merge
 from longtail.methods import METHODS, Method
 from longtail.models.adapters import ADAPTED
 from longtail.models.weights import load_backbone
+from longtail.runs.exported import is_exported, read_about, read_weights
 from longtail.runs.rundir import Checkpoint, RunDir
 from longtail.training.averaging import Average
 
@@ -177,12 +178,14 @@ def _below(prefix: str, checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 
 def load_initial_weights(method: Method, source: Path) -> str:
-    """Start from a run folder or a safetensors file: every tensor whose name and shape fit is taken.
+    """Start from a run, an exported folder or a safetensors file: every tensor whose name and shape fit is taken.
 
     But for what the method begins anew. Returns a sentence that says how many; raises RunError where none fits, nothing
     can be read, or what the method has to find whole is not there.
     """
-    if source.is_dir():
+    if is_exported(source):
+        tensors = read_weights(source, read_about(source))
+    elif source.is_dir():
         checkpoint = RunDir(source).load_checkpoint()
         if checkpoint is None:
             raise RunError(f"{source} has no checkpoint to start from.")
@@ -250,7 +253,8 @@ def refuse_other_adapters(own: Mapping[str, Tensor], tensors: Mapping[str, Tenso
 
 def refuse_other_alpha(config: Config, source: Path) -> None:
     """Raise RunError where ``source`` is a run whose adapters were weighed by another ``model.adapter_alpha``."""
-    theirs = RunDir(source).read_config().get("model", {}) if source.is_dir() else {}
+    is_run = source.is_dir() and not is_exported(source)  # what is exported has no adapters
+    theirs = RunDir(source).read_config().get("model", {}) if is_run else {}
     ours = config.model
     if ours.adapter_rank is not None and theirs.get("adapter_rank") and theirs["adapter_alpha"] != ours.adapter_alpha:
         raise RunError(
