@@ -149,6 +149,7 @@ def test_results_json_has_the_schema_of_the_contract(finished_run: Run) -> None:
         "class_counts": list(COUNTS),
         "test_counts": [3, 3, 3, 3],
         "image_passes": 3 * 21 * 2,
+        "full_size_passes": 3 * 21 * 2,
         "parameters": parameters,
         "skipped_steps": 0,
         "rate_scale": 1.0,
