@@ -83,7 +83,8 @@ def test_two_processes_are_one_that_normalizes_two_shards_apart(
 ) -> None:
     found = came_to(order)[0]
     expected = five_steps(order, pair / "tiny.npz", shards=4 if "four" in order else 2)
-    if is_contrasted(order) or "four" in order:
+    # Images are resampled to fewer pixels in the network, half a batch at a time: other sums.
+    if is_contrasted(order) or "four" in order or "small images" in order:
         assert difference(found, expected, "model") <= 1e-6
         assert difference(found, expected, "losses") <= 1e-6
         assert difference(found, expected, "momentum") <= 1e-5

@@ -76,6 +76,7 @@ def test_a_run_begins_with_nothing_counted_and_the_whole_rate() -> None:
         "best_numbers": {},
         "unimproved": 0,
         "image_passes": 0,
+        "saved_passes": 0.0,
         "seconds": 0.0,
         "skipped": 0,
         "in_a_row": 0,
