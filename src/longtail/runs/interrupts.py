@@ -48,6 +48,15 @@ class StopRequest:
         )
 
 
+def out_of_time(path: Path, minutes: float | None) -> StoppedError:
+    """What is raised once a checkpoint is saved, after a start took its ``run.stop_after_minutes``."""
+    return StoppedError(
+        f"Stopped after {minutes:g} minutes (run.stop_after_minutes); the checkpoint is in {path}.",
+        exit_code=EXIT_SIGTERM,
+        hint="Go on with --resume.",
+    )
+
+
 @contextlib.contextmanager
 def stop_signals() -> Iterator[StopRequest]:
     """Turn SIGTERM and SIGINT into a request for the time of the block (in the main thread; elsewhere do nothing)."""

@@ -14,7 +14,7 @@ from longtail.data.images import ImageSet, Source
 from longtail.data.open import open_data
 from longtail.data.readers import read_by
 from longtail.data.stream_loader import loader_for
-from longtail.errors import EXIT_SIGTERM, ConfigError, DivergedError, RunError, StoppedError
+from longtail.errors import ConfigError, DivergedError, RunError
 from longtail.evaluation.evaluate import Evaluation, describe, evaluate
 from longtail.evaluation.scoring import EvaluationStoppedError
 from longtail.files import read_json
@@ -30,7 +30,7 @@ from longtail.processes.distributed import (
     replicated,
     world_size,
 )
-from longtail.runs.interrupts import locked, memory_errors, stop_signals
+from longtail.runs.interrupts import locked, memory_errors, out_of_time, stop_signals
 from longtail.runs.jobdir import open_run_dir
 from longtail.runs.rundir import Checkpoint
 from longtail.training.averaging import Average, averaged
@@ -207,7 +207,7 @@ def train(
             if stop.requested or late:
                 save()
                 run.update_description(status="stopped")
-                raise stop.error(run.path) if stop.requested else out_of_time(config)
+                raise stop.error(run.path) if stop.requested else out_of_time(run.path, config.run.stop_after_minutes)
             return due
 
         try:
@@ -293,11 +293,3 @@ def train(
     if asked:  # in the last moments, when all but the report was done
         raise stop.error(run.path)
     return results
-
-
-def out_of_time(config: Config) -> StoppedError:
-    """The error for a start that took its ``run.stop_after_minutes``."""
-    said = f"Stopped after {config.run.stop_after_minutes:g} minutes (run.stop_after_minutes)"
-    return StoppedError(
-        f"{said}; the checkpoint is in {config.out}.", exit_code=EXIT_SIGTERM, hint="Go on with --resume."
-    )
