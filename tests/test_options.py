@@ -163,6 +163,15 @@ def test_micro_batches_hold_every_image_once_with_all_that_belongs_to_it() -> No
         assert torch.equal(part.partner.index, part_of(batch.partner, taken).index)
 
 
+def test_a_short_batch_in_one_part_is_not_given_the_partner_of_a_part_that_it_has_not() -> None:
+    method, batch = Regression(), batch_of(4, partner=batch_of(4))
+    assert wants_partner(method, 2)(AT), "the second part of a full batch would want one"
+    settings = OptimSettings(batch=8, accumulate=2)
+    update(method, build_optimizer(method, settings), batch, AT, 0.1, settings)
+    assert [len(part.target) for part, _ in method.given] == [4]
+    assert method.given[0][0].partner is None
+
+
 def test_a_term_that_some_micro_batches_log_is_averaged_over_those() -> None:
     method = Regression()
 
