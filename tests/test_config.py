@@ -228,6 +228,12 @@ def test_a_value_of_the_wrong_type_or_range_is_refused_by_its_key_alone(word: st
     assert "pydantic" not in str(error).lower()
 
 
+def test_nesterov_without_momentum_is_refused_before_the_optimizer_does() -> None:
+    error = refusal("scenes/ce", "optim.nesterov=true", "optim.momentum=0")
+    assert error.message.startswith("optim.nesterov=True")
+    assert "optim.momentum" in error.message
+
+
 def test_every_wrong_key_is_named_at_once() -> None:
     error = refusal("scenes/ce", "optim.epochs=0", "optim.lr=-1", "seed=-5")
     assert [line.partition("=")[0] for line in error.message.splitlines()] == ["seed", "optim.epochs", "optim.lr"]

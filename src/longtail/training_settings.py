@@ -47,6 +47,13 @@ class OptimSettings(Settings):
     patience: int | None = Field(None, ge=1)
     """End after so many evaluations without a better balanced accuracy on val; null trains every epoch."""
 
+    @field_validator("nesterov")
+    @classmethod
+    def _of_some_momentum(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("momentum") == 0:
+            raise ValueError("needs an optim.momentum above 0")
+        return value
+
     @field_validator("accumulate")
     @classmethod
     def _two_images_or_more(cls, value: int, info: ValidationInfo) -> int:
