@@ -228,6 +228,12 @@ def test_a_value_of_the_wrong_type_or_range_is_refused_by_its_key_alone(word: st
     assert "pydantic" not in str(error).lower()
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_no_setting_is_infinite(method: str) -> None:
+    for key in set(known_keys(method)) - {"data.name", "method.name"}:
+        assert key in refusal(None, "data.name=scenes", f"method.name={method}", f"{key}=.inf").message, key
+
+
 def test_nesterov_without_momentum_is_refused_before_the_optimizer_does() -> None:
     error = refusal("scenes/ce", "optim.nesterov=true", "optim.momentum=0")
     assert error.message.startswith("optim.nesterov=True")

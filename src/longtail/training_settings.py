@@ -16,7 +16,7 @@ class OptimSettings(Settings):
     """Passes over the training images."""
     batch: int = Field(256, ge=2)
     """Images a step (each in as many views as the method has)."""
-    lr: float = Field(0.15, gt=0, allow_inf_nan=False)
+    lr: float = Field(0.15, gt=0)
     """The top learning rate."""
     schedule: Literal["step", "cosine", "onecycle"] = "step"
     """step: times decay at each milestone; cosine: falls after the warm-up; onecycle: rises over 30 % and falls."""
@@ -36,11 +36,11 @@ class OptimSettings(Settings):
     """On every parameter, biases and batch-norm included."""
     accumulate: int = Field(1, ge=1)
     """Micro-batches that a batch is computed in, for less memory; batch-norm and contrasts see one at a time."""
-    clip: float | None = Field(None, gt=0, allow_inf_nan=False)
+    clip: float | None = Field(None, gt=0)
     """The largest norm of all gradients together; null does not clip."""
     ema: float | None = Field(None, gt=0, lt=1)
     """Decay of an average of the weights, which is then evaluated, kept as best and predicted with; null has none."""
-    sam: float | None = Field(None, gt=0, allow_inf_nan=False)
+    sam: float | None = Field(None, gt=0)
     """Radius rho of sharpness-aware minimization, at twice the image passes; null is off."""
     sam_start: Time = 0
     """It begins in this epoch: a fraction of the run or an epoch."""

@@ -42,8 +42,8 @@ class EvaluationStoppedError(Exception):
     """Raised inside an evaluation when a stop was asked for; what was counted so far is thrown away."""
 
 
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
 
 
 class ScoringSettings(Settings):
