@@ -716,6 +716,36 @@ def test_schedule_events_are_epochs_whether_given_as_epochs_or_as_fractions(run_
     }
 
 
+@pytest.mark.parametrize(
+    ("own", "shown"),
+    [
+        ({"criterion": "ce", "drw_start": 0.5}, None),
+        ({"criterion": "ldam-drw", "drw_start": 0.5}, {"drw start": [10]}),
+        ({"mixing": "none", "mix_start": 2, "mix_stop": 0.5}, None),
+        ({"mixing": "cutmix", "mix_start": 2, "mix_stop": 0.5}, {"mix start": [2], "mix stop": [10]}),
+        ({"contrast": "none", "contrast_start": 1, "contrast_stop": 3}, None),
+        ({"contrast_start": 1, "contrast_stop": 3}, {"contrast start": [1], "contrast stop": [3]}),
+        ({"mu": 0.3, "contrastive_from": 4, "mask_probability": 0, "mask_start": 3}, {"contrastive from": [4]}),
+        ({"mu": 0, "contrastive_from": 4, "mask_probability": 0.2, "mask_start": 3}, {"mask start": [3]}),
+        ({"omega": 0, "rectify_start": 3}, None),
+        ({"omega": 0.1, "rectify_start": 0.8}, {"rectify start": [16]}),
+    ],
+)
+def test_schedule_events_are_those_at_which_something_happened(
+    tmp_path: Path, own: dict[str, Any], shown: dict[str, list[int]] | None
+) -> None:
+    path = fake_run(tmp_path / "run", counts=[300, 30, 3])
+    edit_json(path / "run.json", schedule={"method": own, "views": {"progressive_stop": 7}})
+    assert findings.schedule_events(read_run(path)) == (shown or {}) | {"progressive stop": [7]}
+
+
+def test_fractions_are_of_the_run_that_was_planned_and_events_of_the_one_that_was(tmp_path: Path) -> None:
+    path = fake_run(tmp_path / "run", counts=[300, 30, 3], epochs=10)
+    edit_json(path / "run.json", schedule={"method": {"mask_start": 0.8, "rectify_start": 0.2}})
+    (path / "config.yaml").write_text("optim: {epochs: 40}\n")
+    assert findings.schedule_events(read_run(path)) == {"rectify start": [8]}
+
+
 def test_sentences_say_the_numbers(run_dir: Path) -> None:
     run = read_run(run_dir)
     many, few = (findings.percent(run.last[name]) for name in ("many", "few"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,20 @@ from longtail.evaluation.metrics import expected_calibration_error, thirds, wils
 from longtail.report.folder import GROUPS, ClassRow, FinishedRun
 from longtail.settings import resolve_time
 
-EVENT_ENDINGS = ("milestones", "_epochs", "_start", "_end", "_at")
+EVENT_ENDINGS = ("milestones", "_epochs", "_start", "_stop", "_from")
 """How the keys of run.json's schedule end that are points in the run: epochs, or fractions of it."""
+
+NOTHING_HAPPENS: dict[str, Callable[[Mapping[str, Any]], bool]] = {
+    "drw_start": lambda own: not str(own.get("criterion")).endswith("-drw"),
+    "mask_start": lambda own: own.get("mask_probability") == 0,
+    "mix_start": lambda own: own.get("mixing") == "none" or own.get("mix_probability") == 0,
+    "mix_stop": lambda own: own.get("mixing") == "none" or own.get("mix_probability") == 0,
+    "contrast_start": lambda own: own.get("contrast") == "none",
+    "contrast_stop": lambda own: own.get("contrast") == "none",
+    "contrastive_from": lambda own: own.get("mu") == 0,
+    "rectify_start": lambda own: own.get("omega") == 0 or own.get("mix_probability") == 0,
+}
+"""For points in a run, whether the other settings beside them make nothing of it."""
 
 SCARCE = 50
 """Evaluated images below which a group is named: the 95 % interval of one half is 14 points to each side, or more."""
@@ -73,9 +85,9 @@ def thirds_of(run: FinishedRun) -> dict[str, float | None]:
 
 
 def schedule_events(run: FinishedRun) -> dict[str, list[int]]:
-    """The points of run.json's schedule that lie inside the run, in epochs, by name."""
+    """The points of run.json's schedule at which something happened, in epochs, by name: those inside the run."""
     found: dict[str, list[int]] = {}
-    epochs = int(run.history[-1]["epoch"]) + 1
+    done = int(run.history[-1]["epoch"]) + 1
 
     def collect(values: Mapping[str, Any]) -> None:
         for name, value in values.items():
@@ -83,8 +95,9 @@ def schedule_events(run: FinishedRun) -> dict[str, list[int]]:
                 collect(value)
             elif name.endswith(EVENT_ENDINGS):
                 times = value if isinstance(value, list) else [value]
-                at = [resolve_time(time, epochs) for time in times if type(time) in (int, float)]
-                if inside := [epoch for epoch in at if 0 < epoch < epochs]:
+                at = [resolve_time(time, run.planned_epochs) for time in times if type(time) in (int, float)]
+                idle = name in NOTHING_HAPPENS and NOTHING_HAPPENS[name](values)
+                if not idle and (inside := [epoch for epoch in at if 0 < epoch < done]):
                     found[name.replace("_", " ")] = inside
 
     schedule = run.description.get("schedule")
