@@ -792,6 +792,10 @@ def test_runs_on_other_test_images_have_no_difference_and_a_note(tmp_path: Path)
     assert "of different length" in text
     assert "Image passes differ" in text
     assert "against the first" not in text
+    assert "Seconds do not compare" not in text
+    edit_json(second / "run.json", threads=1)
+    text = Page(write_comparison([first, second], tmp_path / "page.html")).text
+    assert "Seconds do not compare: the runs differ in threads 1 / 2." in text
 
 
 def test_thirds_are_added_to_all_rows_where_one_run_has_an_empty_group(run_dir: Path, tmp_path: Path) -> None:

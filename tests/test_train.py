@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import math
+import re
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -72,6 +73,7 @@ def test_run_json_says_what_ran_on_what_and_with_what(finished_run: Run) -> None
     assert described["versions"]["numbers"] == NUMBERS_VERSION
     assert described["versions"]["torch"] == torch.__version__
     assert set(described["versions"]) == {"longtail", "numbers", "python", "torch"}
+    assert re.fullmatch(r".+, [1-9][0-9]* cores", described["processor"])
     assert described["class_counts"] == list(COUNTS)
     assert described["groups"] == [8, 3]
     assert described["data"]["class_names"] == ["0", "1", "2", "3"]

@@ -11,6 +11,7 @@ from longtail.evaluation.metrics import paired_bootstrap
 from longtail.report import findings
 from longtail.report.folder import GROUPS, FinishedRun
 from longtail.report.svg import shortened
+from longtail.training.description import differing
 
 Difference = tuple[float, float, float]
 """A difference and the ends of its 95 % interval."""
@@ -136,6 +137,8 @@ def notes_on(runs: Sequence[FinishedRun], rows: Sequence[ComparisonRow]) -> list
             "Image passes differ: some methods forward several images for every training image, so equal epochs are "
             "not equal work."
         )
+    if unlike := differing(run.description for run in runs):
+        notes.append(f"Seconds do not compare: the runs differ in {'; '.join(unlike)}.")
     return notes
 
 

@@ -88,8 +88,11 @@ def remarks(results: StudyResults) -> list[str]:
         f"Last epoch{f' on {splits}' if splits else ''}, in percent: mean ± sample standard deviation over seeds. "
         f"Fewer than {ENOUGH_SEEDS} seeds are marked and support no claim. Best is the best epoch on the set named: "
         "where that is test it is no result.",
-        "Image passes are what a run cost: compare rows of equal passes. Seconds are those of this machine.",
+        "Image passes are what a run cost: compare rows of equal passes. Seconds are those of the machine that "
+        "each run was trained on.",
     ]
+    if results.differing:
+        said[1] += f" They do not compare here: the runs differ in {'; '.join(results.differing)}."
     if sizes_differ(results):
         said[1] += " At full size, an image of half the side counts as a quarter of a pass."
     if results.baseline is not None:
