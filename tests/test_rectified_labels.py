@@ -15,8 +15,8 @@ from longtail.explain import label_effect, rectification_effect
 from longtail.explain.backgrounds import finished_model
 from longtail.explain.labels import _mixed
 from longtail.methods import Batch, Progress, StepOutput
-from longtail.methods.composition import soft_target
 from longtail.methods.concutmix import ConCutMix
+from longtail.methods.mixings import soft_target
 from longtail.rng import generator
 from longtail.study import read_study
 from longtail.study.cells import study_cells

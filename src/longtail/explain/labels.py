@@ -15,8 +15,8 @@ from longtail.data.stream_loader import loader_for
 from longtail.errors import ConfigError
 from longtail.evaluation.scoring import EVALUATION_BATCH, evaluating
 from longtail.explain.backgrounds import finished_model
-from longtail.methods.composition import soft_target
 from longtail.methods.concutmix import ConCutMix
+from longtail.methods.mixings import soft_target
 from longtail.mixing import Confidence, moved_labels, rectification_confidence, semantic_labels
 from longtail.prediction.predict import Model
 from longtail.training.starting import build_views

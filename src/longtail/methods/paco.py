@@ -16,8 +16,8 @@ from torch import Tensor
 from longtail.losses import logit_adjustment
 from longtail.losses.parametric import parametric_contrastive_terms
 from longtail.methods.base import Batch, DataNeeds, Method, Progress, StepOutput
-from longtail.methods.composition import soft_target
 from longtail.methods.criteria import LabelSettings, answers_for
+from longtail.methods.mixings import soft_target
 from longtail.models.network import ModelSettings, Network, ProjectionSettings
 
 

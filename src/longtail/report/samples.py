@@ -10,8 +10,8 @@ from torch import Tensor
 
 from longtail.data.batch import Batch, Progress
 from longtail.evaluation.scoring import evaluating
-from longtail.methods.composition import CutMix, soft_target
 from longtail.methods.concutmix import ConCutMix, ConCutMixSettings, rectified
+from longtail.methods.mixings import CutMix, soft_target
 from longtail.methods.plain import Plain
 from longtail.methods.smcl import SMCL
 from longtail.methods.smcl_concutmix import SMCLConCutMix
