@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import dataclasses
 import hashlib
 import importlib.util
 import json
@@ -29,7 +30,8 @@ from hypothesis import strategies as st
 from longtail.cli import main
 from longtail.data.longtail import class_counts
 from longtail.errors import ResourceError, RunError
-from longtail.evaluation.metrics import compute_metrics, confusion, group_labels, paired_bootstrap, per_class_accuracy
+from longtail.evaluation.intervals import paired_bootstrap
+from longtail.evaluation.metrics import compute_metrics, confusion, group_labels, per_class_accuracy
 from longtail.report import charts, comparing, comparison_rows, findings, plots, style, write_comparison, write_report
 from longtail.report.columns import classes_per_column, running_mean, smoothing_window
 from longtail.report.folder import ClassRow, read_run
@@ -503,6 +505,20 @@ def test_the_difference_of_a_group_is_that_of_the_means_over_its_classes(tmp_pat
         right, targets = run.predictions.correct, run.predictions.targets
         means.append(sum(sum(right[targets == k]) / sum(targets == k) for k in (0, 1)) / 2)
     assert comparing.differences(runs[0], runs[1])["many"][0] == pytest.approx(means[0] - means[1])
+
+
+def test_the_interval_of_a_group_leaves_the_images_of_each_class_their_number(tmp_path: Path) -> None:
+    """Where every image of a class goes the same way, other images of it would too: there is nothing to doubt."""
+    right = read_run(fake_run(tmp_path / "run", counts=[300, 200, 3], tested=20))
+    assert right.predictions is not None
+    targets, classes = right.predictions.targets, (0, 1)
+    one, other = (
+        dataclasses.replace(
+            right, predictions=dataclasses.replace(right.predictions, predicted=np.where(targets == k, k, 2))
+        )
+        for k in classes
+    )
+    assert comparing.differences(one, other)["many"] == (0.0, 0.0, 0.0)
 
 
 @pytest.mark.usefixtures("undrawn")

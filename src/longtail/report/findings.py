@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from longtail.data.prepare import images_of
-from longtail.evaluation.metrics import expected_calibration_error, thirds, wilson_interval
+from longtail.evaluation.intervals import wilson_interval
+from longtail.evaluation.metrics import expected_calibration_error, thirds
 from longtail.report.folder import GROUPS, ClassRow, FinishedRun
 from longtail.settings import resolve_time
 

@@ -20,7 +20,7 @@ from markupsafe import Markup
 import longtail
 from longtail.data.prepare import images_of
 from longtail.errors import ResourceError, RunError
-from longtail.evaluation.metrics import wilson_interval
+from longtail.evaluation.intervals import wilson_interval
 from longtail.files import write_atomic
 from longtail.report import charts, comparing, findings
 from longtail.report.columns import classes_per_column

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longtail.config import NUMBERS_VERSION
+from longtail.evaluation.intervals import Interval, paired_bootstrap
 from longtail.evaluation.metrics import group_labels
 from longtail.study.cells import Cell
-from longtail.study.statistics import Interval, Spread, paired_bootstrap, spread
+from longtail.study.statistics import Spread, spread
 from longtail.training.description import differing
 
 METRICS = {

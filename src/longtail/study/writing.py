@@ -9,9 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from longtail.data.prepare import images_of
+from longtail.evaluation.intervals import Interval
 from longtail.files import as_cell, write_atomic
 from longtail.study.page import page
-from longtail.study.statistics import Interval, Spread
+from longtail.study.statistics import Spread
 from longtail.study.table import ENOUGH_SEEDS, METRICS, StudyResults, TableRow
 
 TABLES = ("study.md", "study.csv", "study.tex", "study.html")
