@@ -139,6 +139,34 @@ def test_shards_that_two_processes_cannot_share_are_refused(start: Start, tiny_n
     assert "cannot be shared evenly by 2 processes" in both[0].stderr + both[1].stderr
 
 
+ALIKE = """
+import os, time
+from longtail.errors import ConfigError
+from longtail.processes.distributed import job, rank
+try:
+    with job():
+        time.sleep(rank())
+        raise ConfigError("alike")
+except ConfigError as error:
+    print(error.said, flush=True)
+    os._exit(0)
+"""
+
+
+def test_an_error_that_others_raise_a_moment_later_is_said_once() -> None:
+    alike = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", ALIKE],
+            env=os.environ | alike | {"RANK": str(number), "LOCAL_RANK": str(number)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    assert [process.communicate(timeout=60)[0].strip() for process in both] == ["False", "True"]
+
+
 def test_a_job_stops_and_saves_where_any_process_was_told_to(start: Start, tiny_npz: Path, tmp_path: Path) -> None:
     given = words("ce", tiny_npz, tmp_path / "run", optim={"epochs": 4000, "batch": 8, "lr": 0.05})
     both = start(*given)

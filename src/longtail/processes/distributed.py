@@ -29,6 +29,9 @@ T = TypeVar("T")
 A_LONG_TIME = timedelta(days=7)
 """For waits in which another process may read a whole data set: one that died ends the job in another way."""
 
+TIME_TO_ASK = timedelta(seconds=2)
+"""For processes that raise the same error a moment later: the message is said once."""
+
 _store: Any = None  # a dist.Store, which has no type of its own
 _turns = 0
 
@@ -116,10 +119,20 @@ def leave() -> None:
 
 
 def _said_before(error: LongtailError) -> bool:
-    """Whether another process has come with the same message."""
-    digest = hashlib.blake2b(str(error).encode(), digest_size=8).hexdigest()
+    """Whether another process has come with the same message.
+
+    The first process, which may keep the store, gives the others :data:`TIME_TO_ASK` to ask as well before it leaves.
+    """
+    asked = f"said/{hashlib.blake2b(str(error).encode(), digest_size=8).hexdigest()}"
     try:
-        return _store is not None and int(_store.add(f"said/{digest}", 1)) > 1
+        if _store is None:
+            return False
+        before = int(_store.add(asked, 1)) > 1
+        _store.set(f"{asked}/{rank()}", "asked")
+        if is_first():
+            with contextlib.suppress(RuntimeError):  # one that has another error, or none, is not waited for longer
+                _store.wait([f"{asked}/{number}" for number in range(world_size())], TIME_TO_ASK)
+        return before
     except RuntimeError:  # who keeps the store is gone
         return False
 
