@@ -376,6 +376,15 @@ def test_the_key_depends_on_everything_else() -> None:
     assert len(set(keys.values())) == len(keys)
 
 
+def test_how_often_is_evaluated_counts_where_it_decides_when_the_run_ends() -> None:
+    def key(*words: str) -> str:
+        return load_config("npz/ce", list(words)).key()
+
+    assert key("run.evaluate_every=5") == key()
+    assert key("optim.patience=3", "run.evaluate_every=5") != key("optim.patience=3")
+    assert key("optim.patience=3", "run.evaluate_every=1") == key("optim.patience=3")
+
+
 class WithMore(OptimSettings):
     """As a later version may have it."""
 

@@ -86,7 +86,7 @@ class RunSettings(Settings):
 
     Weights depend on it by the order of sums alone: ``threads``, ``compile`` and ``device`` move the last bits. The
     exception is ``precision``, which counts in the key of a configuration. ``evaluate_every`` decides which epochs the
-    best one is chosen from.
+    best one is chosen from, and with ``optim.patience`` when a run ends: then it counts too.
     """
 
     device: str = "auto"
