@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import longtail
 import longtail.training.starting as starting
 import longtail.training.state as state_module
+from longtail.api import evaluate_run
 from longtail.config import NUMBERS_VERSION, OptimSettings
 from longtail.errors import ConfigError, DataError, DivergedError, StoppedError
 from longtail.methods import Batch, Method, Progress, StepOutput
@@ -438,6 +439,16 @@ def test_a_run_that_ended_early_does_not_go_on_when_its_results_were_cut_off(
     watched = Recorder()
     assert train(config, resume=True, listener=watched)["epochs"] == 2
     assert watched.steps == []
+
+
+def test_a_run_that_val_ended_is_evaluated_where_there_are_no_val_images(tmp_path: Path) -> None:
+    data, elsewhere = write_npz(tmp_path / "data.npz", val=2), write_npz(tmp_path / "test.npz")
+    results = train(tiny_config("ce", data, tmp_path / "run", optim={"patience": 1}))
+    found = evaluate_run(tmp_path / "run", settings={"data": {"path": str(elsewhere)}})
+    assert found.evaluation.numbers()["top1"] == results["last"]["top1"]
+    with pytest.raises(DataError, match="nothing is selected"):
+        choosing = {"data": {"path": str(elsewhere)}, "test": {"tau": "val"}}
+        evaluate_run(tmp_path / "run", settings=choosing)
 
 
 def test_patience_without_val_images_is_refused_before_anything_is_written(tiny_npz: Path, tmp_path: Path) -> None:

@@ -103,7 +103,8 @@ def import_checkpoint(
     config.test.check(method)
     evaluation = None
     if data is not None:
-        refuse_choice_without_val(config, data)
+        if config.test.chooses:
+            refuse_choice_without_val(config, data)
         about = describe_run(config, data, method, threads, False, None)
         method.to(device)
         view = build_view("plain", size, data.mean, data.std)
