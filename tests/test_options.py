@@ -446,8 +446,8 @@ def test_a_run_that_val_ended_is_evaluated_where_there_are_no_val_images(tmp_pat
     results = train(tiny_config("ce", data, tmp_path / "run", optim={"patience": 1}))
     found = evaluate_run(tmp_path / "run", settings={"data": {"path": str(elsewhere)}})
     assert found.evaluation.numbers()["top1"] == results["last"]["top1"]
+    choosing = {"data": {"path": str(elsewhere)}, "test": {"tau": "val"}}
     with pytest.raises(DataError, match="nothing is selected"):
-        choosing = {"data": {"path": str(elsewhere)}, "test": {"tau": "val"}}
         evaluate_run(tmp_path / "run", settings=choosing)
 
 
