@@ -809,9 +809,12 @@ def test_runs_on_other_test_images_have_no_difference_and_a_note(tmp_path: Path)
     assert "Image passes differ" in text
     assert "against the first" not in text
     assert "Seconds do not compare" not in text
+    assert "whose numbers do not compare" not in text
     edit_json(second / "run.json", threads=1)
+    edit_json(second / "results.json", numbers_version=2)
     text = Page(write_comparison([first, second], tmp_path / "page.html")).text
     assert "Seconds do not compare: the runs differ in threads 1 / 2." in text
+    assert "of versions of longtail whose numbers do not compare" in text
 
 
 def test_thirds_are_added_to_all_rows_where_one_run_has_an_empty_group(run_dir: Path, tmp_path: Path) -> None:

@@ -123,6 +123,8 @@ def notes_on(runs: Sequence[FinishedRun], rows: Sequence[ComparisonRow]) -> list
         notes.append("The runs are on different data sets.")
     elif len(prints) > 1:
         notes.append("The runs were trained on different images of the same data set.")
+    if len({run.results.get("numbers_version") for run in runs}) > 1:
+        notes.append("The runs are of versions of longtail whose numbers do not compare: see its changelog.")
     if len({row.evaluated_on for row in rows}) > 1:
         notes.append("The runs are not all evaluated on the same split.")
     if len({row.epochs for row in rows}) > 1:
