@@ -245,10 +245,10 @@ def use_bfloat16(method: Method, device: torch.device) -> None:
     backbone.forward = forward
 
 
-def refuse_choice_without_val(config: Config, data: Prepared) -> None:
-    """Raise DataError for an early end or an answer that would be chosen on the images that are reported."""
+def refuse_choice_without_val(config: Config, data: Prepared, *, training: bool = True) -> None:
+    """Raise DataError for an answer, or an early end of ``training``, that would be chosen on the reported images."""
     chosen = [f"{key}=val" for key in config.test.chooses]
-    if config.optim.patience is not None:
+    if training and config.optim.patience is not None:
         chosen.append(f"optim.patience={config.optim.patience}")
     if chosen and data.val is None:
         raise DataError(
