@@ -38,13 +38,16 @@ FAR = 0.7
 def meant_key(key: str, known: Sequence[str]) -> str | None:
     """The key of ``known`` that an unknown one was meant for, or None.
 
-    First what another program calls so, then the nearest last word within the group, then a key of that last word in
-    another group, and for a key without a group the nearest of all.
+    First what another program calls so, then a group or key without group, then the nearest last word within the
+    group, and last a key of another group.
     """
     group, _, last = key.rpartition(".")
     for ours, words in OTHER_WORDS.items():
         if last.replace("-", "_") in words and ours in known:
             return ours
+    near = None if group else nearest(key, {name.partition(".")[0] for name in known}, FAR)
+    if near is not None:
+        return near
     by_last = {name.rpartition(".")[2]: name for name in reversed(known)}
     inside = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == group}
     near = nearest(last, inside)
@@ -52,10 +55,5 @@ def meant_key(key: str, known: Sequence[str]) -> str | None:
         return inside[near]
     if last in by_last:
         return by_last[last]
-    groups = {name.partition(".")[0] for name in known}
-    if not group and key not in groups:
-        near = nearest(key, groups, FAR)
-        if near is not None:
-            return near
     near = nearest(last, by_last, FAR)
     return nearest(key, known, FAR) if near is None else by_last[near]

@@ -11,6 +11,7 @@ import numpy as np
 from longtail.data.prepare import images_of
 from longtail.evaluation.metrics import expected_calibration_error, thirds, wilson_interval
 from longtail.report.folder import GROUPS, ClassRow, FinishedRun
+from longtail.report.svg import shortened
 from longtail.settings import resolve_time
 
 EVENT_ENDINGS = ("milestones", "_epochs", "_start", "_end", "_at")
@@ -53,6 +54,11 @@ def points(difference: float) -> str:
     return f"{100 * difference:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
+def split_of(run: FinishedRun) -> str:
+    """The set that a run's results are of."""
+    return str(run.results.get("evaluated_on", "test"))
+
+
 def groups_sentence(run: FinishedRun) -> str:
     """What the groups are, and which of their numbers rest on few images."""
     many, few = run.description["groups"]
@@ -61,9 +67,40 @@ def groups_sentence(run: FinishedRun) -> str:
     tested = {name: sum(row.test_count for row in run.classes if row.group == name) for name in run.group_sizes()}
     scarce = [f"{name} on {images}" for name, images in tested.items() if images < SCARCE]
     if scarce:
-        what = images_of(str(run.results.get("evaluated_on", "test")))
+        what = images_of(split_of(run))
         said += f" It rests on few {what}: {', '.join(scarce)}."
     return said
+
+
+def subject(run: FinishedRun) -> str:
+    """What was trained on: the data set, and of images of one's own the name of their folder or file."""
+    dataset, data = str(run.results["dataset"]), run.description.get("data")
+    name = data.get("name") if isinstance(data, Mapping) else None
+    return dataset if not isinstance(name, str) or name in ("", dataset) else f"{shortened(name, 60)} ({dataset})"
+
+
+def balance_sentence(run: FinishedRun) -> str:
+    """What top-1 is worth where classes have different numbers of evaluated images; empty where they have not."""
+    tested = [row for row in run.ranked() if row.test_count]
+    most = max(tested, key=lambda row: row.test_count, default=None)
+    if most is None or all(row.test_count == most.test_count for row in tested):
+        return ""
+    share = percent(most.test_count / sum(row.test_count for row in tested))
+    said = f"Classes differ in {images_of(split_of(run))}: to call every image {shortened(most.name, 60)} would be "
+    said += f"right on {share}."
+    balanced = run.last.get("balanced_accuracy")
+    return (
+        said if balanced is None else f"{said} Balanced accuracy, in which classes count alike, is {percent(balanced)}."
+    )
+
+
+def single_sentence(run: FinishedRun) -> str:
+    """Which intervals of a group are too narrow: a class of one image is drawn alike in every resample."""
+    single = sum(row.test_count == 1 for row in run.classes)
+    if not single:
+        return ""
+    what = "1 class has a single image" if single == 1 else f"{single} classes have a single image"
+    return f"{what} to be evaluated on, which no resample changes: the interval of its group is too narrow."
 
 
 def thirds_of(run: FinishedRun) -> dict[str, float | None]:

@@ -24,7 +24,8 @@ from longtail.evaluation.metrics import wilson_interval
 from longtail.files import write_atomic
 from longtail.report import charts, comparing, findings
 from longtail.report.columns import classes_per_column
-from longtail.report.comparing import ComparisonRow, rows_of, split_of
+from longtail.report.comparing import ComparisonRow, rows_of
+from longtail.report.findings import split_of
 from longtail.report.folder import GROUPS, FinishedRun, read_run
 from longtail.report.images import Shot
 from longtail.report.measured import Measured, measure
@@ -74,6 +75,9 @@ def _about(run: FinishedRun) -> dict[str, Any]:
         "best": run.results.get("best"),
         "split": split_of(run),
         "tested": images_of(split_of(run)),
+        "subject": findings.subject(run),
+        "balance_sentence": findings.balance_sentence(run),
+        "single_sentence": findings.single_sentence(run),
         "groups_sentence": findings.groups_sentence(run),
         "images": sum(row.train_count for row in run.classes),
         "thirds": findings.thirds_of(run) if len(run.group_sizes()) < len(GROUPS) else {},
