@@ -16,9 +16,10 @@ class OfSettings(TyperCommand):
         """As every command does; an unknown ``--option`` that names no option nearly is a ConfigError."""
         try:
             return super().parse_args(ctx, args)
-        except Exception as error:  # of Click's own copy inside Typer, so told by what it carries
-            option = getattr(error, "option_name", None)
-            if option is None or not option.startswith("--") or getattr(error, "possibilities", None):
+        except Exception as error:  # its class is of a private copy of Click
+            option = str(getattr(error, "option_name", ""))
+            unknown = type(error).__name__ == "NoSuchOption" and not getattr(error, "possibilities", None)
+            if not unknown or not option.startswith("--"):
                 raise
             from longtail.config import known_keys
             from longtail.other_words import meant_key
