@@ -64,7 +64,8 @@ def collect(study: str, runs: Iterable[Path]) -> None:
         config = without_paths(yaml.safe_load((run / "config.yaml").read_text()))
         (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
         (folder / "command.txt").write_text(f"{portable_command(described['command'])}\n")
-        about = {name: described[name] for name in ("versions", "threads", "compiled")}
+        wanted = ("versions", "processor", "processes", "threads", "compiled")
+        about = {name: described[name] for name in wanted if name in described}  # older runs know no processor
         about["fingerprint"] = described["data"]["fingerprint"]
         (folder / "environment.json").write_text(json.dumps(about, indent=1) + "\n")
         print(folder.relative_to(ROOT))

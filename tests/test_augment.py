@@ -410,6 +410,25 @@ def test_autoaugment_draws_pairs_probabilities_and_signs_as_published() -> None:
     assert both.all(1).float().mean().item() == pytest.approx(0.6 * 0.5, abs=0.045)
 
 
+@given(st.integers(1, 60), st.integers(0, 10**6))
+def test_autoaugment_draws_what_its_choices_say_one_by_one(count: int, key: int) -> None:
+    draws = generator("one by one", key)
+    sizes = torch.randint(8, 300, (count, 2), generator=draws)
+    before = draws.get_state()
+    params = policies.AutoAugment().draw(sizes, draws)
+    draws.set_state(before)
+    drawn = torch.rand(count, generator=draws, dtype=torch.float64)
+    chance, signs = (torch.rand(count, 2, generator=draws, dtype=torch.float64) for _ in range(2))
+    for row in range(count):
+        pair = policies.CIFAR10_POLICY[int(drawn[row] * 25)]
+        for slot, (name, probability, level) in enumerate(pair):
+            sign = torch.where(signs[row, slot] < 0.5, -1.0, 1.0).double()[None]
+            applied = float(chance[row, slot]) < probability
+            magnitude = policies.autoaugment_magnitude(name, level, sign, sizes[row : row + 1])
+            assert params["operation"][row, slot] == (policies.NUMBER[name] if applied else 0)
+            assert params["magnitude"][row, slot] == (magnitude.float() if applied else 0)
+
+
 def test_randaugment_draws_two_of_fifteen_each_half_of_the_time() -> None:
     count = 30_000
     stage = policies.RandAugment(fill=(120.0, 110.0, 100.0))

@@ -275,6 +275,18 @@ def test_a_value_of_the_wrong_type_or_range_is_refused_by_its_key_alone(word: st
     assert "pydantic" not in str(error).lower()
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_no_setting_is_infinite(method: str) -> None:
+    for key in set(known_keys(method)) - {"data.name", "method.name"}:
+        assert key in refusal(None, "data.name=scenes", f"method.name={method}", f"{key}=.inf").message, key
+
+
+def test_nesterov_without_momentum_is_refused_before_the_optimizer_does() -> None:
+    error = refusal("scenes/ce", "optim.nesterov=true", "optim.momentum=0")
+    assert error.message.startswith("optim.nesterov=True")
+    assert "optim.momentum" in error.message
+
+
 def test_every_wrong_key_is_named_at_once() -> None:
     error = refusal("scenes/ce", "optim.epochs=0", "optim.lr=-1", "seed=-5")
     assert [line.partition("=")[0] for line in error.message.splitlines()] == ["seed", "optim.epochs", "optim.lr"]
@@ -409,6 +421,15 @@ def test_the_key_depends_on_everything_else() -> None:
     keys = {word: load_config("npz/concutmix", [word]).key() for word in CHANGES}
     keys["nothing"] = load_config("npz/concutmix").key()
     assert len(set(keys.values())) == len(keys)
+
+
+def test_how_often_is_evaluated_counts_where_it_decides_when_the_run_ends() -> None:
+    def key(*words: str) -> str:
+        return load_config("npz/ce", list(words)).key()
+
+    assert key("run.evaluate_every=5") == key()
+    assert key("optim.patience=3", "run.evaluate_every=5") != key("optim.patience=3")
+    assert key("optim.patience=3", "run.evaluate_every=1") == key("optim.patience=3")
 
 
 class WithMore(OptimSettings):

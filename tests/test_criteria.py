@@ -249,3 +249,9 @@ def test_a_criterion_of_ones_own_needs_only_a_loss_and_its_vectors() -> None:
 def test_a_setting_outside_its_range_is_refused(key: str, value: object) -> None:
     with pytest.raises(ValueError, match=key):
         CriterionSettings.model_validate({key: value})
+
+
+@pytest.mark.parametrize("name", ["ce-drw", "ldam-drw"])
+def test_weights_that_never_count_do_not_say_what_the_logits_answer_for(name: str) -> None:
+    assert built(name).answers_for == built(name, drw_start=1).answers_for == "uniform"
+    assert built(name, drw_start=1.0).answers_for == "training"

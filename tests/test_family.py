@@ -18,7 +18,7 @@ import oracles
 from longtail.api import run_config
 from longtail.errors import ConfigError
 from longtail.methods import METHODS, Batch, Method, Progress
-from longtail.methods.composition import MIXINGS, Mixed, Mixing, MixingSettings, Mixup, build_mixing, soft_target
+from longtail.methods.mixings import MIXINGS, Mixed, Mixing, MixingSettings, Mixup, build_mixing, soft_target
 from longtail.methods.plain import Plain
 from longtail.mixing import mix_labels, remix_factor
 from longtail.models.network import ModelSettings, Network

@@ -15,7 +15,7 @@ from torch import Tensor
 from longtail.config import OptimSettings
 from longtail.methods import METHODS, Method, Progress
 from longtail.methods.base import Batch
-from longtail.methods.composition import Mixed, soft_target
+from longtail.methods.mixings import Mixed, soft_target
 from longtail.mixing import Box, mix_labels
 from longtail.models.network import ModelSettings
 from longtail.rng import generator

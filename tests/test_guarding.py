@@ -113,6 +113,18 @@ def test_training_options_skip_a_step_whole(
 # Going back -----------------------------------------------------------------------------------------------------------
 
 
+def test_a_first_step_that_is_skipped_leaves_paco_the_key_encoder_that_init_gave(
+    tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(tiny_config("ce", tiny_npz, tmp_path / "first"))
+    monkeypatch.setenv(VARIABLE, "nan-loss@0")
+    own = {"init": str(tmp_path / "first"), "method": {"momentum": 1.0}, "seed": 1}
+    train(tiny_config("paco", tiny_npz, tmp_path / "second", **own))
+    given, kept = last_of(tmp_path / "first").tensors, last_of(tmp_path / "second").tensors
+    name = "backbone.layer1.0.conv1.weight"
+    assert torch.equal(kept[f"model/key_encoder.{name}"], given[f"model/network.{name}"])
+
+
 @pytest.mark.parametrize("first", [0, 3])
 def test_three_in_a_row_go_back_to_the_epochs_beginning_at_half_the_rate(
     tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int

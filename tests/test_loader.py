@@ -13,7 +13,7 @@ from longtail.data.images import ImageSet
 from longtail.data.loader import Loader
 from longtail.data.views import View, ViewParams, build_view
 from longtail.errors import ConfigError, DataError
-from longtail.methods.composition import CutMix, Mixup
+from longtail.methods.mixings import CutMix, Mixup
 from longtail.rng import generator
 from tiny import COUNTS, STEPS
 

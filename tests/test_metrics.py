@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score
 
+from longtail.evaluation.intervals import paired_bootstrap, wilson_interval
 from longtail.evaluation.metrics import (
     background_accuracy,
     compute_metrics,
@@ -19,10 +20,8 @@ from longtail.evaluation.metrics import (
     expected_calibration_error,
     group_accuracies,
     group_labels,
-    paired_bootstrap,
     per_class_accuracy,
     thirds,
-    wilson_interval,
 )
 from longtail.rng import numpy_generator
 
@@ -261,7 +260,7 @@ def test_paired_bootstrap_uses_the_pairing_and_is_keyed() -> None:
 
 
 def test_paired_bootstrap_refuses_lists_of_different_length() -> None:
-    with pytest.raises(ValueError, match="equal length"):
+    with pytest.raises(ValueError, match="equal shape"):
         paired_bootstrap([True], [True, False], seed=1)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import longtail
 import longtail.training.starting as starting
 import longtail.training.state as state_module
+from longtail.api import evaluate_run
 from longtail.config import NUMBERS_VERSION, OptimSettings
 from longtail.errors import ConfigError, DataError, DivergedError, StoppedError
 from longtail.methods import Batch, Method, Progress, StepOutput
@@ -161,6 +162,15 @@ def test_micro_batches_hold_every_image_once_with_all_that_belongs_to_it() -> No
         assert part.partner is not None
         assert torch.equal(part.partner.views[0], batch.partner.views[0][taken])
         assert torch.equal(part.partner.index, part_of(batch.partner, taken).index)
+
+
+def test_a_short_batch_in_one_part_is_not_given_the_partner_of_a_part_that_it_has_not() -> None:
+    method, batch = Regression(), batch_of(4, partner=batch_of(4))
+    assert wants_partner(method, 2)(AT), "the second part of a full batch would want one"
+    settings = OptimSettings(batch=8, accumulate=2)
+    update(method, build_optimizer(method, settings), batch, AT, 0.1, settings)
+    assert [len(part.target) for part, _ in method.given] == [4]
+    assert method.given[0][0].partner is None
 
 
 def test_a_term_that_some_micro_batches_log_is_averaged_over_those() -> None:
@@ -429,6 +439,16 @@ def test_a_run_that_ended_early_does_not_go_on_when_its_results_were_cut_off(
     watched = Recorder()
     assert train(config, resume=True, listener=watched)["epochs"] == 2
     assert watched.steps == []
+
+
+def test_a_run_that_val_ended_is_evaluated_where_there_are_no_val_images(tmp_path: Path) -> None:
+    data, elsewhere = write_npz(tmp_path / "data.npz", val=2), write_npz(tmp_path / "test.npz")
+    results = train(tiny_config("ce", data, tmp_path / "run", optim={"patience": 1}))
+    found = evaluate_run(tmp_path / "run", settings={"data": {"path": str(elsewhere)}})
+    assert found.evaluation.numbers()["top1"] == results["last"]["top1"]
+    choosing = {"data": {"path": str(elsewhere)}, "test": {"tau": "val"}}
+    with pytest.raises(DataError, match="nothing is selected"):
+        evaluate_run(tmp_path / "run", settings=choosing)
 
 
 def test_patience_without_val_images_is_refused_before_anything_is_written(tiny_npz: Path, tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from longtail.data.batch import Batch, Progress
 from longtail.errors import ConfigError
-from longtail.methods.composition import CutMix, MixingSettings, SaliencyMix, build_mixing, soft_target
 from longtail.methods.concutmix import ConCutMix
 from longtail.methods.locating import Locator
+from longtail.methods.mixings import CutMix, MixingSettings, SaliencyMix, build_mixing, soft_target
 from longtail.methods.patches import PatchSettings
 from longtail.methods.smcl import SMCL
 from longtail.methods.smcl_concutmix import SMCLConCutMix

@@ -12,9 +12,17 @@ import tiny
 from longtail.api import Run, run_config
 from longtail.errors import ConfigError
 from longtail.explain import label_effect, rectification_effect
+from longtail.explain.backgrounds import finished_model
+from longtail.explain.labels import _mixed
+from longtail.methods import Batch, Progress, StepOutput
+from longtail.methods.concutmix import ConCutMix
+from longtail.methods.mixings import soft_target
 from longtail.rng import generator
 from longtail.study import read_study
 from longtail.study.cells import study_cells
+from longtail.training.state import RunState
+
+NO_BETTER = {"balanced_accuracy": 0}
 
 
 def test_each_number_of_a_label_is_its_sum_in_loops() -> None:
@@ -69,6 +77,33 @@ def test_a_finished_run_tells_what_its_rectification_did(finished_run: Run) -> N
     strong = rectification_effect(finished_run.path, omega=1e9)["all"]
     assert strong["gamma"] == 1
     assert strong["rectified_mass"] == pytest.approx(strong["semantic_mass"])
+
+
+def test_what_is_told_is_of_the_last_epoch_that_a_run_had_and_of_its_micro_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[torch.Tensor] = []
+    forward = ConCutMix.forward
+
+    def watched(method: ConCutMix, batch: Batch, at: Progress) -> StepOutput:
+        classes = len(method.counts)
+        mixed = method.mixing(batch.views[0], soft_target(batch.target, classes), batch.partner, at)
+        if at.epoch == 1 and mixed.box is not None:
+            ran.append(mixed.target)
+        return forward(method, batch, at)
+
+    improves = RunState.improves
+    with monkeypatch.context() as patch:
+        patch.setattr(ConCutMix, "forward", watched)
+        patch.setattr(RunState, "improves", lambda state, epoch, numbers: improves(state, epoch, numbers | NO_BETTER))
+        data = tiny.write_npz(tmp_path / "data.npz", val=2)
+        own = {"epochs": 7, "patience": 1, "accumulate": 2}
+        run = run_config(tiny.tiny_config("concutmix", data, tmp_path / "run", optim=own))
+    model, prepared = finished_model(run.path)
+    assert isinstance(model.method, ConCutMix)
+    _, labels = _mixed(model.method, model, prepared)
+    assert 0 < len(torch.cat(ran)) < 21, "some micro-batches are mixed, and some are not"
+    assert torch.equal(labels, torch.cat(ran))
 
 
 def test_a_run_that_rectifies_nothing_is_refused(tmp_path: Path, tiny_npz: Path) -> None:

@@ -30,8 +30,19 @@ from hypothesis import strategies as st
 from longtail.cli import main
 from longtail.data.longtail import class_counts
 from longtail.errors import ResourceError, RunError
-from longtail.evaluation.metrics import compute_metrics, confusion, group_labels, paired_bootstrap, per_class_accuracy
-from longtail.report import charts, comparing, comparison_rows, findings, plots, style, write_comparison, write_report
+from longtail.evaluation.intervals import paired_bootstrap
+from longtail.evaluation.metrics import compute_metrics, confusion, group_labels, per_class_accuracy
+from longtail.report import (
+    caution,
+    charts,
+    comparing,
+    comparison_rows,
+    findings,
+    plots,
+    style,
+    write_comparison,
+    write_report,
+)
 from longtail.report.columns import classes_per_column, running_mean, smoothing_window
 from longtail.report.folder import ClassRow, read_run
 from longtail.report.plots import accuracy_by_count, learning_curves, loss_terms, png
@@ -381,7 +392,7 @@ def test_the_page_says_what_top_1_is_worth_where_classes_differ_in_images(tmp_pa
     assert "Classes differ in" not in Page(write_report(run)).text
     found = read_run(run)
     rows = [dataclasses.replace(row, test_count=n) for row, n in zip(found.classes, [10, 7, 3, 0], strict=True)]
-    said = findings.balance_sentence(dataclasses.replace(found, classes=rows))
+    said = caution.balance_sentence(dataclasses.replace(found, classes=rows))
     balanced = findings.percent(found.last["balanced_accuracy"])
     assert said.startswith("Classes differ in test images: to call every image class 0 would be right on 50.0%.")
     assert said.endswith(f"is {balanced}.")
@@ -532,6 +543,20 @@ def test_the_difference_of_a_group_is_that_of_the_means_over_its_classes(tmp_pat
         right, targets = run.predictions.correct, run.predictions.targets
         means.append(sum(sum(right[targets == k]) / sum(targets == k) for k in (0, 1)) / 2)
     assert comparing.differences(runs[0], runs[1])["many"][0] == pytest.approx(means[0] - means[1])
+
+
+def test_the_interval_of_a_group_leaves_the_images_of_each_class_their_number(tmp_path: Path) -> None:
+    """Where every image of a class goes the same way, other images of it would too: there is nothing to doubt."""
+    right = read_run(fake_run(tmp_path / "run", counts=[300, 200, 3], tested=20))
+    assert right.predictions is not None
+    targets, classes = right.predictions.targets, (0, 1)
+    one, other = (
+        dataclasses.replace(
+            right, predictions=dataclasses.replace(right.predictions, predicted=np.where(targets == k, k, 2))
+        )
+        for k in classes
+    )
+    assert comparing.differences(one, other)["many"] == (0.0, 0.0, 0.0)
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -745,6 +770,36 @@ def test_schedule_events_are_epochs_whether_given_as_epochs_or_as_fractions(run_
     }
 
 
+@pytest.mark.parametrize(
+    ("own", "shown"),
+    [
+        ({"criterion": "ce", "drw_start": 0.5}, None),
+        ({"criterion": "ldam-drw", "drw_start": 0.5}, {"drw start": [10]}),
+        ({"mixing": "none", "mix_start": 2, "mix_stop": 0.5}, None),
+        ({"mixing": "cutmix", "mix_start": 2, "mix_stop": 0.5}, {"mix start": [2], "mix stop": [10]}),
+        ({"contrast": "none", "contrast_start": 1, "contrast_stop": 3}, None),
+        ({"contrast_start": 1, "contrast_stop": 3}, {"contrast start": [1], "contrast stop": [3]}),
+        ({"mu": 0.3, "contrastive_from": 4, "mask_probability": 0, "mask_start": 3}, {"contrastive from": [4]}),
+        ({"mu": 0, "contrastive_from": 4, "mask_probability": 0.2, "mask_start": 3}, {"mask start": [3]}),
+        ({"omega": 0, "rectify_start": 3}, None),
+        ({"omega": 0.1, "rectify_start": 0.8}, {"rectify start": [16]}),
+    ],
+)
+def test_schedule_events_are_those_at_which_something_happened(
+    tmp_path: Path, own: dict[str, Any], shown: dict[str, list[int]] | None
+) -> None:
+    path = fake_run(tmp_path / "run", counts=[300, 30, 3])
+    edit_json(path / "run.json", schedule={"method": own, "views": {"progressive_stop": 7}})
+    assert findings.schedule_events(read_run(path)) == (shown or {}) | {"progressive stop": [7]}
+
+
+def test_fractions_are_of_the_run_that_was_planned_and_events_of_the_one_that_was(tmp_path: Path) -> None:
+    path = fake_run(tmp_path / "run", counts=[300, 30, 3], epochs=10)
+    edit_json(path / "run.json", schedule={"method": {"mask_start": 0.8, "rectify_start": 0.2}})
+    (path / "config.yaml").write_text("optim: {epochs: 40}\n")
+    assert findings.schedule_events(read_run(path)) == {"rectify start": [8]}
+
+
 def test_sentences_say_the_numbers(run_dir: Path) -> None:
     run = read_run(run_dir)
     many, few = (findings.percent(run.last[name]) for name in ("many", "few"))
@@ -791,6 +846,13 @@ def test_runs_on_other_test_images_have_no_difference_and_a_note(tmp_path: Path)
     assert "of different length" in text
     assert "Image passes differ" in text
     assert "against the first" not in text
+    assert "Seconds do not compare" not in text
+    assert "whose numbers do not compare" not in text
+    edit_json(second / "run.json", threads=1)
+    edit_json(second / "results.json", numbers_version=2)
+    text = Page(write_comparison([first, second], tmp_path / "page.html")).text
+    assert "Seconds do not compare: the runs differ in threads 1 / 2." in text
+    assert "of versions of longtail whose numbers do not compare" in text
 
 
 def test_thirds_are_added_to_all_rows_where_one_run_has_an_empty_group(run_dir: Path, tmp_path: Path) -> None:

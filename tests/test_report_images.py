@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from longtail.api import Run, run_config
+from longtail.data.batch import Batch
 from longtail.evaluation.scoring import evaluating
 from longtail.explain.backgrounds import finished_model
 from longtail.methods.concutmix import ConCutMix
@@ -27,8 +28,11 @@ from longtail.report.images import Shot, data_uri, edges_of, gray, visible
 from longtail.report.measured import feature_space, hard_images, measure, pair_images
 from longtail.report.remaking import Remade, Shown, label_bars, remake
 from longtail.report.samples import masked_boxes, show_method
+from longtail.training.optim import build_optimizer
+from longtail.training.state import RunState
+from longtail.training.updating import update
 from test_report import fake_run
-from tiny import tiny_config
+from tiny import tiny_config, write_npz
 
 Trained = Callable[..., Run]
 
@@ -58,6 +62,7 @@ def pixels_of(uri: str) -> np.ndarray[Any, Any]:
 
 
 ALWAYS = {"mix_probability": 1.0}
+ALWAYS_MASKED = {"mask_probability": 1.0, "mask_start": 0}
 
 
 @pytest.mark.parametrize(
@@ -135,6 +140,33 @@ def test_the_batch_that_is_shown_is_of_the_last_steps_and_the_weights_stay_in_th
     before = {name: value.clone() for name, value in run.model.method.state_dict().items()}
     show_method(run)
     assert all(torch.equal(before[name], value) for name, value in run.model.method.state_dict().items())
+
+
+def test_a_run_that_ended_early_shows_a_batch_that_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    improves = RunState.improves
+    monkeypatch.setattr(
+        RunState, "improves", lambda state, epoch, numbers: improves(state, epoch, numbers | {"balanced_accuracy": 0})
+    )
+    data = write_npz(tmp_path / "data.npz", val=2)
+    run = run_config(tiny_config("concutmix", data, tmp_path / "run", optim={"epochs": 9, "patience": 1}))
+    made = remade(run)
+    assert run.results["epochs"] == 2
+    assert next(made.late_steps()).epoch == 1
+    assert len(list(made.late_steps())) == 2 * made.loader.steps_per_epoch
+
+
+def test_of_a_batch_in_parts_the_first_is_shown_with_the_draws_that_it_had(tiny_npz: Path, tmp_path: Path) -> None:
+    optim = {"accumulate": 2}
+    run = remade(run_config(tiny_config("smcl", tiny_npz, tmp_path / "run", method=ALWAYS_MASKED, optim=optim)))
+    at = run.loader.progress(0)
+    whole, part = run.loader.batch(0, with_partner=True), run.batch(at, with_partner=True)
+    assert torch.equal(part.index, whole.index[:4])
+    seen: list[Batch] = []
+    run.model.method.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    settings = run.model.config.optim
+    update(run.model.method, build_optimizer(run.model.method, settings), whole, at, 0.0, settings)
+    assert torch.equal(seen[0].views[0], part.views[0])
+    assert len(seen) == 2
 
 
 def test_hard_and_confused_images_are_those_of_the_predictions(trained: Trained) -> None:

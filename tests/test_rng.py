@@ -1,5 +1,6 @@
 """Keyed randomness: the same key gives the same numbers everywhere, another key gives others."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -73,3 +74,17 @@ def test_the_global_stream_outside_the_fence_is_as_if_nothing_was_drawn() -> Non
     with keyed_global_rng(0, "step", 1):
         torch.rand(10)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_an_accelerator_is_fenced_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    with keyed_global_rng(0, "dropout", 3):
+        alone = torch.rand(3)
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(
+        torch, "manual_seed", lambda seed: (seeded.append(seed), torch.default_generator.manual_seed(seed))
+    )
+    with keyed_global_rng(0, "dropout", 3):
+        beside = torch.rand(3)
+    assert seeded == [key(0, "dropout", 3)]
+    assert torch.equal(alone, beside)

@@ -133,6 +133,25 @@ def test_windows_are_cut_from_whole_images_where_the_draw_says(root: Path) -> No
         assert float((batch.views[0][row] - expected[0]).abs().max() * 255 * max(STD)) < 1.6
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_of_partners_whose_labels_alone_are_wanted_no_file_is_opened(
+    root: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    made = loader(streamed(root), "plain", workers=workers, needs={"partner_labels": True})
+    asked: list[Part] = []
+    real = Asked.__init__
+
+    def noted(self: Asked[Any], task: Any, given: list[Part]) -> None:
+        asked.extend(given)
+        real(self, task, given)
+
+    monkeypatch.setattr(Asked, "__init__", noted)
+    batch = next(made.iterate(0, 1, lambda at: True))
+    assert batch.partner is not None
+    assert len(batch.partner.target) == 9
+    assert [len(part.files) for part in asked] == [9]
+
+
 @pytest.mark.parametrize("name", VIEWS)
 def test_a_row_of_a_draw_depends_on_the_size_in_that_row_alone(name: str) -> None:
     view = build_view(name, SIZE, MEAN, STD)

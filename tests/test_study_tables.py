@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from longtail.config import NUMBERS_VERSION
+from longtail.files import write_json
 from longtail.recipes import load_config
 from longtail.study.cells import Cell, Finished
 from longtail.study.page import page
@@ -91,6 +92,18 @@ def test_passes_at_full_size_are_shown_where_they_differ_from_images(tmp_path: P
     older = table([cell(tmp_path, "a", 1, results()), cell(tmp_path, "b", 1, whole)])
     assert "at full size" not in header(older)
     assert not any("quarter" in remark for remark in remarks(older))
+
+
+def test_runs_of_other_machines_are_said_not_to_compare_in_seconds(tmp_path: Path) -> None:
+    cells = [cell(tmp_path, label, 0, results(), "1" * 8) for label in "abc"]
+    for one, about in zip(cells, ({"threads": 1, "versions": {"torch": "2"}}, {"threads": 1}, {}), strict=True):
+        write_json(one.folder / "environment.json", about)
+    assert not any("do not compare" in remark for remark in remarks(table(cells)))
+    write_json(cells[1].folder / "run.json", {"threads": 2, "versions": {"torch": "2"}, "processor": "x, 2 cores"})
+    write_json(cells[2].folder / "run.json", {"processor": "y, 2 cores"})
+    said = [remark for remark in remarks(table(cells)) if "do not compare" in remark]
+    assert len(said) == 1
+    assert "the runs differ in processor x, 2 cores / y, 2 cores; threads 1 / 2." in said[0]
 
 
 @pytest.mark.parametrize(("n", "shown"), [(1, "1 (n=1)"), (2, "2 (n=2)"), (3, "3")])

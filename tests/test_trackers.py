@@ -90,6 +90,15 @@ def test_a_tracker_is_shown_every_epoch_the_steps_between_and_the_end(
         assert "test/evaluated_on" not in values
 
 
+def test_a_run_that_goes_back_shows_no_step_twice(
+    tiny_npz: Path, tmp_path: Path, kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LONGTAIL_FAULT", "nan-loss@3-5")
+    results = train(config_of(tiny_npz, tmp_path / "run"))
+    assert results["rate_scale"] == 0.5, "it went back"
+    assert sorted(kept.seen()) == list(range(1, STEPS + 1))
+
+
 def test_a_long_epoch_shows_ten_of_its_steps(tmp_path: Path) -> None:
     watch = trackers.Trackers([], print)
     watch.started(load_config("scenes/ce", ["optim.epochs=2"]), None, 2 * 95, 0)  # type: ignore[arg-type]

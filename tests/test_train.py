@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import math
+import re
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +28,7 @@ from longtail.errors import ConfigError, DataError, DivergedError, ResourceError
 from longtail.recipes import load_config
 from longtail.runs.rundir import RunDir
 from longtail.training.loop import train
+from longtail.training.setup import set_up
 from longtail.training.state import RunState
 from tiny import COUNTS, STEPS, At, KilledError, Recorder, files_of, outcome, tiny_config, write_npz
 
@@ -72,6 +74,7 @@ def test_run_json_says_what_ran_on_what_and_with_what(finished_run: Run) -> None
     assert described["versions"]["numbers"] == NUMBERS_VERSION
     assert described["versions"]["torch"] == torch.__version__
     assert set(described["versions"]) == {"longtail", "numbers", "python", "torch"}
+    assert re.fullmatch(r".+, [1-9][0-9]* cores", described["processor"])
     assert described["class_counts"] == list(COUNTS)
     assert described["groups"] == [8, 3]
     assert described["data"]["class_names"] == ["0", "1", "2", "3"]
@@ -635,3 +638,22 @@ def test_weights_that_cannot_be_used_are_refused_before_anything_is_written(
     with pytest.raises(RunError, match="source"):
         train(tiny_config("ce", tiny_npz, tmp_path / "runs" / "run", init=str(source)))
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "own"),
+    [
+        ("ce", {}),
+        ("bcl", {}),
+        ("concutmix", {"method": {"contrast_start": 2, "contrast_stop": 4}}),
+        ("bcl", {"method": {"contrast_stop": 1}, "optim": {"sam": 0.05, "sam_start": 3}}),
+    ],
+)
+def test_passes_are_planned_as_they_are_made(
+    method: str, own: dict[str, dict[str, Any]], tiny_npz: Path, tmp_path: Path
+) -> None:
+    optim = {"epochs": 5, "batch": 8, "lr": 0.05} | own.get("optim", {})
+    config = tiny_config(method, tiny_npz, tmp_path / "run", **own | {"optim": optim})
+    made = set_up(config, RunDir(tmp_path / "no"), {}, source=None, saliency=None, command=None, listener=Recorder())
+    planned = starting.planned_passes(config, made.method, made.loader)
+    assert planned == train(config)["image_passes"]

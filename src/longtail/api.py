@@ -187,7 +187,7 @@ def evaluate_run(run: str | Path, which: str = "last", settings: Mapping[str, An
         raise DataError(f"The classes of {config.data.path} are not those that {run} was trained on.")
     if known and data.fingerprint != fingerprint:
         notes.append("these are not the images that the run was trained and evaluated on")
-    refuse_choice_without_val(config, data)
+    refuse_choice_without_val(config, data, training=False)  # an early end was chosen when the run was trained
     images = data.evaluation.to(next(model.method.parameters()).device)
     evaluation = evaluate(model.method, images, data, model.view, config.data.groups, config.test)
     if evaluation.scoring != AS_TRAINED:

@@ -110,7 +110,8 @@ class Config(Settings):
         return build_config, (self.plain(),)
 
     def key(self, init: str | None = None) -> str:
-        """A short digest of all that the result depends on: not the folder, nor how it is computed, but for precision.
+        """A short digest of all that the result depends on: not the folder, nor how it is computed, but for precision,
+        and for how often is evaluated where ``optim.patience`` counts evaluations.
 
         Only what differs from the defaults counts, so that adding a setting leaves keys as they are. Initial weights
         and saliency maps count by content: a run folder by its key, a file by its bytes; ``init`` stands for what is
@@ -120,8 +121,8 @@ class Config(Settings):
         for group, values in self:
             if isinstance(values, Settings) and group != "run":
                 kept[group] = _changed(values)
-        if self.run.precision != RunSettings().precision:
-            kept["run"] = {"precision": self.run.precision}
+        counted = ("precision", *(("evaluate_every",) if self.optim.patience is not None else ()))
+        kept["run"] = {name: value for name, value in _changed(self.run).items() if name in counted}
         for name in ("path", "root", "val_path", "test_path", "download", "test_profile"):
             kept["data"].pop(name, None)
         for group, name in (("method", "saliency_maps"), ("model", "weights")):

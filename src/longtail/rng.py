@@ -40,10 +40,15 @@ def numpy_generator(*parts: Part) -> np.random.Generator:
 
 @contextlib.contextmanager
 def keyed_global_rng(*parts: Part) -> Iterator[None]:
-    """Fence foreign code that draws from PyTorch's global generator (module initialization, dropout).
+    """Fence foreign code that draws from PyTorch's global generators (module initialization, dropout).
 
-    Inside, the global CPU stream depends on ``parts`` alone; outside, it is as if nothing had been drawn.
+    Inside, their streams depend on ``parts`` alone, that of an accelerator too. Outside, the stream of the CPU is as if
+    nothing had been drawn; an accelerator's is not, and nothing of ours draws from it there.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(key(*parts))
+        seed = key(*parts)
+        if torch.accelerator.is_available():
+            torch.manual_seed(seed)  # noqa: TID251 - of every device
+        else:
+            torch.default_generator.manual_seed(seed)
         yield

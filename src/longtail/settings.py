@@ -11,9 +11,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 
 
 class Settings(BaseModel):
-    """Settings that refuse unknown keys and cannot change once made."""
+    """Settings that refuse unknown keys and numbers without an end, and cannot change once made."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=(), use_attribute_docstrings=True
+    )
 
 
 def _from_anywhere(value: str) -> str:

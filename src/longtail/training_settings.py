@@ -16,7 +16,7 @@ class OptimSettings(Settings):
     """Passes over the training images."""
     batch: int = Field(256, ge=2)
     """Images a step (each in as many views as the method has)."""
-    lr: float = Field(0.15, gt=0, allow_inf_nan=False)
+    lr: float = Field(0.15, gt=0)
     """The top learning rate."""
     schedule: Literal["step", "cosine", "onecycle"] = "step"
     """step: times decay at each milestone; cosine: falls after the warm-up; onecycle: rises over 30 % and falls."""
@@ -36,16 +36,23 @@ class OptimSettings(Settings):
     """On every parameter, biases and batch-norm included."""
     accumulate: int = Field(1, ge=1)
     """Micro-batches that a batch is computed in, for less memory; batch-norm and contrasts see one at a time."""
-    clip: float | None = Field(None, gt=0, allow_inf_nan=False)
+    clip: float | None = Field(None, gt=0)
     """The largest norm of all gradients together; null does not clip."""
     ema: float | None = Field(None, gt=0, lt=1)
     """Decay of an average of the weights, which is then evaluated, kept as best and predicted with; null has none."""
-    sam: float | None = Field(None, gt=0, allow_inf_nan=False)
+    sam: float | None = Field(None, gt=0)
     """Radius rho of sharpness-aware minimization, at twice the image passes; null is off."""
     sam_start: Time = 0
     """It begins in this epoch: a fraction of the run or an epoch."""
     patience: int | None = Field(None, ge=1)
     """End after so many evaluations without a better balanced accuracy on val; null trains every epoch."""
+
+    @field_validator("nesterov")
+    @classmethod
+    def _of_some_momentum(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("momentum") == 0:
+            raise ValueError("needs an optim.momentum above 0")
+        return value
 
     @field_validator("accumulate")
     @classmethod
@@ -79,7 +86,7 @@ class RunSettings(Settings):
 
     Weights depend on it by the order of sums alone: ``threads``, ``compile`` and ``device`` move the last bits. The
     exception is ``precision``, which counts in the key of a configuration. ``evaluate_every`` decides which epochs the
-    best one is chosen from.
+    best one is chosen from, and with ``optim.patience`` when a run ends: then it counts too.
     """
 
     device: str = "auto"

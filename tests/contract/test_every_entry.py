@@ -14,7 +14,7 @@ from longtail.data.sampling import SAMPLERS, epoch_plan
 from longtail.data.settings import DATA_NAMES
 from longtail.data.views import VIEWS, build_view
 from longtail.methods.base import Batch, Progress
-from longtail.methods.composition import CutMix, Mixing, Mixup, NoMixing, soft_target
+from longtail.methods.mixings import CutMix, Mixing, Mixup, NoMixing, soft_target
 from longtail.models import BACKBONES, build_backbone
 from longtail.models.heads import CLASSIFIERS
 from longtail.models.network import ModelSettings, Network

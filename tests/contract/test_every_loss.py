@@ -11,8 +11,9 @@ from torch import Tensor
 
 import longtail.losses as losses
 from longtail.methods.base import Progress
-from longtail.methods.composition import CONTRASTS, soft_target
+from longtail.methods.contrasting import CONTRASTS
 from longtail.methods.criteria import CRITERIA, Criterion, CriterionSettings
+from longtail.methods.mixings import soft_target
 from longtail.models.network import ModelSettings, Network, ProjectionSettings
 from longtail.rng import generator
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -107,6 +108,25 @@ def _params(operation: Tensor, magnitude: Tensor, sizes: Tensor) -> Params:
     }
 
 
+class Policy:
+    """What the policies share: what was drawn is applied, and carries points and masks along."""
+
+    fill: tuple[float, float, float]
+    carries = True
+
+    def apply(self, images: Tensor, params: Params) -> Tensor:
+        """(B, 3, S, S) to uint8 (B, 3, S, S)."""
+        return apply_operations(as_bytes(images), params, torch.tensor(self.fill).round())
+
+    def carry_points(self, points: Tensor, params: Params) -> Tensor:
+        """Points (B, 2) through shear, translation and rotation."""
+        return carry_points(points, params)
+
+    def carry_masks(self, masks: Tensor, params: Params) -> Tensor:
+        """Masks (B, S, S) through shear, translation and rotation."""
+        return carry_masks(masks, params)
+
+
 Choice = tuple[str, float, int]
 """Operation, probability, level 0..9 (0 where the operation has none)."""
 
@@ -143,6 +163,11 @@ SIGNED = frozenset({*WARPS, "Color", "Contrast", "Brightness", "Sharpness"})
 """AutoAugment's operations whose magnitude is negated half of the time."""
 
 
+def _translation(level: int) -> float:
+    """The share of its side that an image is moved by, of a level 0..9."""
+    return 150 / 331 * (level / 9)
+
+
 def autoaugment_magnitude(operation: str, level: int, signs: Tensor, sizes: Tensor) -> Tensor:
     """The magnitude of a level 0..9, (n,) float64, for ``signs`` (n,) in {-1, 1} and image ``sizes`` (n, 2)."""
     part = level / 9
@@ -155,14 +180,43 @@ def autoaugment_magnitude(operation: str, level: int, signs: Tensor, sizes: Tens
     }
     if operation in ("TranslateX", "TranslateY"):
         side = sizes[:, 1 if operation == "TranslateX" else 0]
-        return signs * (side * (150 / 331 * part)).floor()
+        return signs * (side * _translation(level)).floor()
     if operation in ("Color", "Contrast", "Brightness", "Sharpness"):
         return 1.0 + signs * (0.9 * part)
     return (signs if operation in SIGNED else torch.ones_like(signs)) * constant.get(operation, 0.0)
 
 
+class _Wanted(NamedTuple):
+    """CIFAR10_POLICY as tables (25, 2), because a draw of the choices one by one takes as long as applying them.
+
+    ``positive`` and ``negative`` are the magnitudes by sign, but for translations: these are ``share`` of the side.
+    """
+
+    operation: Tensor
+    probability: Tensor
+    positive: Tensor
+    negative: Tensor
+    share: Tensor
+
+    @classmethod
+    def of_policy(cls) -> _Wanted:
+        choices = [choice for pair in CIFAR10_POLICY for choice in pair]
+        unsized = torch.zeros(1, 2, dtype=torch.int64)
+        by_sign = [
+            torch.cat([autoaugment_magnitude(name, level, sign, unsized) for name, _, level in choices])
+            for sign in torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
+        ]
+        share = [_translation(level) if name.startswith("Translate") else 0.0 for name, _, level in choices]
+        numbers = torch.tensor([NUMBER[name] for name, _, _ in choices])
+        probability = torch.tensor([probability for _, probability, _ in choices], dtype=torch.float64)
+        return cls(*(table.view(-1, 2) for table in (numbers, probability, *by_sign, torch.tensor(share))))
+
+
+_WANTED = _Wanted.of_policy()
+
+
 @dataclasses.dataclass(frozen=True)
-class AutoAugment:
+class AutoAugment(Policy):
     """One of the 25 pairs of AutoAugment's CIFAR-10 policy per image, each operation with its own probability.
 
     Cubuk et al., arXiv 1805.09501. Paper: magnitudes in ten levels. Authors' program of ConCutMix: rotates to one side
@@ -172,7 +226,6 @@ class AutoAugment:
     """
 
     fill: tuple[float, float, float] = (128.0, 128.0, 128.0)
-    carries = True
 
     def draw(self, sizes: Tensor, generator: torch.Generator) -> Params:
         """``pair`` (B,), and per slot ``operation`` (B, 2), ``magnitude`` (B, 2) and ``matrix`` (B, 2, 2, 3)."""
@@ -180,26 +233,13 @@ class AutoAugment:
         pair = (uniform((count,), 0.0, 1.0, generator) * len(CIFAR10_POLICY)).to(torch.int64)
         chance = uniform((count, 2), 0.0, 1.0, generator)
         sign = torch.where(uniform((count, 2), 0.0, 1.0, generator) < 0.5, -1.0, 1.0).to(torch.float64)
-        operation = torch.zeros(count, 2, dtype=torch.int64)
-        magnitude = torch.zeros(count, 2, dtype=torch.float64)
-        for number, choices in enumerate(CIFAR10_POLICY):
-            for slot, (name, probability, level) in enumerate(choices):
-                chosen = ((pair == number) & (chance[:, slot] < probability)).nonzero().squeeze(1)
-                operation[chosen, slot] = NUMBER[name]
-                magnitude[chosen, slot] = autoaugment_magnitude(name, level, sign[chosen, slot], sizes[chosen])
+        wanted = _WANTED.operation[pair]
+        operation = torch.where(chance < _WANTED.probability[pair], wanted, 0)
+        side = torch.where(wanted == NUMBER["TranslateX"], sizes[:, 1:], sizes[:, :1])
+        pixels = sign * (side * _WANTED.share[pair]).floor()
+        fixed = torch.where(sign > 0, _WANTED.positive[pair], _WANTED.negative[pair])
+        magnitude = torch.where(operation > 0, fixed + pixels, 0.0)
         return {"pair": pair, **_params(operation, magnitude, sizes)}
-
-    def apply(self, images: Tensor, params: Params) -> Tensor:
-        """(B, 3, S, S) to uint8 (B, 3, S, S)."""
-        return apply_operations(as_bytes(images), params, torch.tensor(self.fill).round())
-
-    def carry_points(self, points: Tensor, params: Params) -> Tensor:
-        """Points (B, 2) through shear, translation and rotation."""
-        return carry_points(points, params)
-
-    def carry_masks(self, masks: Tensor, params: Params) -> Tensor:
-        """Masks (B, S, S) through shear, translation and rotation."""
-        return carry_masks(masks, params)
 
 
 RANDAUGMENT_OPERATIONS = tuple(name for name in OPERATIONS if name != "Identity")
@@ -226,7 +266,7 @@ def randaugment_magnitude(operation: str, m: Tensor, signs: Tensor, sizes: Tenso
 
 
 @dataclasses.dataclass(frozen=True)
-class RandAugment:
+class RandAugment(Policy):
     """``count`` operations out of 15 with replacement, each applied with probability 1/2.
 
     Cubuk et al., arXiv 1909.13719, as the ConCutMix authors run it at ImageNet size (n 2, m 10, mstd 0.5): m is drawn
@@ -239,7 +279,6 @@ class RandAugment:
     count: int = 2
     magnitude: float = 10.0
     deviation: float = 0.5
-    carries = True
 
     def draw(self, sizes: Tensor, generator: torch.Generator) -> Params:
         """Per slot ``operation`` (B, count), ``magnitude`` (B, count) and ``matrix`` (B, count, 2, 3)."""
@@ -257,15 +296,3 @@ class RandAugment:
                 at = (operation[:, slot] == NUMBER[name]).nonzero().squeeze(1)
                 magnitude[at, slot] = randaugment_magnitude(name, m[at, slot], sign[at, slot], sizes[at])
         return _params(operation, magnitude, sizes)
-
-    def apply(self, images: Tensor, params: Params) -> Tensor:
-        """(B, 3, S, S) to uint8 (B, 3, S, S)."""
-        return apply_operations(as_bytes(images), params, torch.tensor(self.fill).round())
-
-    def carry_points(self, points: Tensor, params: Params) -> Tensor:
-        """Points (B, 2) through shear, translation and rotation."""
-        return carry_points(points, params)
-
-    def carry_masks(self, masks: Tensor, params: Params) -> Tensor:
-        """Masks (B, S, S) through shear, translation and rotation."""
-        return carry_masks(masks, params)

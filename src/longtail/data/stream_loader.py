@@ -78,7 +78,7 @@ class StreamLoader(Loader):
     def _request(self, indices: Tensor, roles: Sequence[str], purpose: str, step: int) -> _Request:
         cuts = tuple(self._first(self.views[role], (self.seed, purpose, n, step)) for n, role in enumerate(roles))
         own = self._own(len(indices))
-        files = [self.files.files[i] for i in indices[own].tolist()]
+        files = [self.files.files[i] for i in indices[own].tolist()] if cuts else []  # of partners by label alone
         parts = parts_of(files, cuts, own.tolist(), len(indices), scaled=self.files.scaled)
         return _Request(parts, Asked(cut, parts))
 

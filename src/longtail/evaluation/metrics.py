@@ -15,7 +15,6 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from longtail.data.longtail import ClassStats
-from longtail.rng import numpy_generator
 
 Array = NDArray[Any]
 Values = ArrayLike | torch.Tensor
@@ -157,36 +156,6 @@ def background_accuracy(
         name: _mean_of_tested(per_class_accuracy(guess[rows], truth[rows], classes))
         for name, rows in (("seen", known), ("unseen", ~known))
     }
-
-
-def paired_bootstrap(
-    correct_a: Values, correct_b: Values, *, seed: int, samples: int = 2000, level: float = 0.95
-) -> tuple[float, float, float]:
-    """Accuracy of a minus accuracy of b on the same test images, with a bootstrap interval over those images.
-
-    d_i = a_i - b_i; the interval holds the middle ``level`` of mean(d*) over ``samples`` resamples d* of the N images.
-    ``correct_a`` and ``correct_b`` (N,) bool (or 0..1 scores) in the same order. Efron & Tibshirani 1993, chapter 13.
-    Here: the d_i have few distinct values, and how often each is drawn in a resample is multinomial, so a resample
-    costs that many numbers instead of N indices; the distribution is the same.
-    """
-    a, b = _array(correct_a).astype(np.float64), _array(correct_b).astype(np.float64)
-    if a.shape != b.shape or a.ndim != 1 or a.size == 0:
-        raise ValueError(f"Need two lists of equal length, one entry per test image; got {a.shape} and {b.shape}.")
-    values, times = np.unique(a - b, return_counts=True)
-    drawn = numpy_generator(seed, "paired-bootstrap").multinomial(a.size, times / a.size, size=samples)
-    low, high = np.quantile(drawn @ values / a.size, [(1 - level) / 2, (1 + level) / 2])
-    return float((a - b).mean()), float(low), float(high)
-
-
-def wilson_interval(accuracy: float, images: int, z: float = 1.959964) -> tuple[float, float]:
-    """The 95 % interval of an accuracy measured on ``images`` test images; it stays in [0, 1] for few images.
-
-    (p + z^2 / 2n ± z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n). Wilson 1927.
-    """
-    scale = 1 + z * z / images
-    center = accuracy + z * z / (2 * images)
-    half = z * math.sqrt(accuracy * (1 - accuracy) / images + z * z / (4 * images * images))
-    return max(0.0, (center - half) / scale), min(1.0, (center + half) / scale)
 
 
 def _macro_f1(predicted: Array, truth: Array, classes: int) -> float:

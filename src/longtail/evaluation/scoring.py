@@ -42,8 +42,8 @@ class EvaluationStoppedError(Exception):
     """Raised inside an evaluation when a stop was asked for; what was counted so far is thrown away."""
 
 
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
 
 
 class ScoringSettings(Settings):
@@ -268,7 +268,9 @@ def _best(candidates: Iterable[float], quality: Callable[[float], float]) -> flo
 def balanced_accuracy(scores: Tensor, labels: Tensor) -> float:
     """The mean over the classes that have images of the share of theirs that is right."""
     right = (scores.argmax(dim=1) == labels).double()
-    return float(torch.stack([right[labels == label].mean() for label in torch.unique(labels)]).mean())
+    images = torch.bincount(labels)
+    there = images > 0
+    return float((torch.bincount(labels, weights=right)[there] / images[there]).mean())
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:

@@ -103,7 +103,7 @@ def import_checkpoint(
     config.test.check(method)
     evaluation = None
     if data is not None:
-        refuse_choice_without_val(config, data)
+        refuse_choice_without_val(config, data, training=False)
         about = describe_run(config, data, method, threads, False, None)
         method.to(device)
         view = build_view("plain", size, data.mean, data.std)

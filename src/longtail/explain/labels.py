@@ -16,9 +16,11 @@ from longtail.errors import ConfigError
 from longtail.evaluation.scoring import EVALUATION_BATCH, evaluating
 from longtail.explain.backgrounds import finished_model
 from longtail.methods.concutmix import ConCutMix
+from longtail.methods.mixings import soft_target
 from longtail.mixing import Confidence, moved_labels, rectification_confidence, semantic_labels
 from longtail.prediction.predict import Model
 from longtail.training.starting import build_views
+from longtail.training.updating import places, split_up, wants_partner
 
 
 def label_effect(
@@ -136,20 +138,21 @@ def _mixed(method: ConCutMix, model: Model, data: Prepared) -> tuple[Tensor, Ten
     views = build_views(config, data)
     train = data.train.to(device)
     loader = loader_for(train)(train, method.needs, views, config.optim.batch, config.optim.epochs, config.seed)
+    wanted = wants_partner(method, config.optim.accumulate)
     features, labels = [], []
     classes = len(model.class_counts)
     with evaluating(method):
-        last = loader.steps_per_epoch * config.optim.epochs
+        last = loader.steps_per_epoch * model.epochs
         for step in range(last - loader.steps_per_epoch, last):
-            at = loader.progress(step)
-            if not method.needs_partner(at):
+            if not wanted(loader.progress(step)):
                 continue
-            batch = loader.batch(step, with_partner=True)
-            mixed = method.mixing(
-                batch.views[0], torch.nn.functional.one_hot(batch.target, classes).float(), batch.partner, at
-            )
-            features.append(method.network.project(method.network.features(mixed.images)))
-            labels.append(mixed.target)
+            parts = split_up(loader.batch(step, with_partner=True), config.optim)
+            for at, part in zip(places(loader.progress(step), len(parts)), parts, strict=True):
+                if not method.needs_partner(at):
+                    continue
+                mixed = method.mixing(part.views[0], soft_target(part.target, classes), part.partner, at)
+                features.append(method.network.project(method.network.features(mixed.images)))
+                labels.append(mixed.target)
     if not labels:
         return torch.empty(0, 0), torch.empty(0, classes)
     return torch.cat(features), torch.cat(labels)

@@ -78,6 +78,9 @@ class Method(nn.Module, abc.ABC):
         """Every network of the method: the one that is trained and what encodes beside it."""
         return [module for module in self.modules() if isinstance(module, Network)]
 
+    def given_weights(self) -> None:
+        """The network was given weights to begin with: what is made of them is made anew."""
+
     def forget_step(self) -> None:
         """Forget what is kept within a step: weights and buffers were put back, and the same step may come again."""
 

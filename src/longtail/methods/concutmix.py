@@ -16,9 +16,9 @@ from torch import Tensor
 
 from longtail.losses import balanced_contrastive_loss, cross_entropy, logit_adjustment
 from longtail.methods.base import Batch, DataNeeds, Method, Progress, StepOutput
-from longtail.methods.composition import CutMix, PartnerSampler, soft_target
 from longtail.methods.contrasting import ContrastTimes
 from longtail.methods.criteria import LabelSettings, answers_for
+from longtail.methods.mixings import CutMix, PartnerSampler, soft_target
 from longtail.methods.patches import PatchSettings
 from longtail.mixing import Confidence, moved_labels, rectification_confidence, semantic_labels
 from longtail.models.network import ModelSettings, Network, ProjectionSettings, stack_views

@@ -1,9 +1,19 @@
-"""When the contrastive loss is part of the loss, and what a step without it leaves out."""
+"""Contrasts by name, and when the contrastive loss is part of the loss.
+
+A contrast takes normalized features (B, V, D), labels (B,), the network and a temperature, and returns a scalar.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor
+
 from longtail.data.batch import Progress
 from longtail.errors import ConfigError
+from longtail.losses import balanced_contrastive_loss, supervised_contrastive_loss
+from longtail.models.network import Network
 from longtail.settings import Settings, Time, resolve_time
 
 
@@ -36,3 +46,18 @@ class ContrastTimes(Settings):
                 f"method.contrast_start={start} is not before method.contrast_stop={stop}: there would be no contrast.",
                 hint="Choose times that leave an epoch between them, or a method without a contrastive loss.",
             )
+
+
+def _supervised(features: Tensor, labels: Tensor, network: Network, temperature: float) -> Tensor:
+    return supervised_contrastive_loss(features, labels, temperature=temperature)
+
+
+def _balanced(features: Tensor, labels: Tensor, network: Network, temperature: float) -> Tensor:
+    centers = F.normalize(network.centers(), dim=1)
+    return balanced_contrastive_loss(features, labels, centers, temperature=temperature)
+
+
+Contrast = Callable[[Tensor, Tensor, Network, float], Tensor]
+
+CONTRASTS: dict[str, Contrast] = {"supervised": _supervised, "balanced": _balanced}
+"""Contrastive terms by name; ``none`` is the absence of one."""

@@ -176,7 +176,9 @@ def build_criterion(settings: CriterionSettings, counts: Sequence[int]) -> Crite
     """The criterion that ``settings`` name, for ``counts`` training images per class."""
     criterion = CRITERIA[settings.criterion](settings, counts)
     criterion.relabel = settings.smoothed
-    criterion.answers_for = answers_for(counts, offset=criterion.offset, weight=criterion.weight)
+    never = isinstance(criterion.weight_start, float) and criterion.weight_start == 1  # the end of the run
+    weight = None if never else criterion.weight
+    criterion.answers_for = answers_for(counts, offset=criterion.offset, weight=weight)
     return criterion
 
 

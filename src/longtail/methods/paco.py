@@ -16,8 +16,8 @@ from torch import Tensor
 from longtail.losses import logit_adjustment
 from longtail.losses.parametric import parametric_contrastive_terms
 from longtail.methods.base import Batch, DataNeeds, Method, Progress, StepOutput
-from longtail.methods.composition import soft_target
 from longtail.methods.criteria import LabelSettings, answers_for
+from longtail.methods.mixings import soft_target
 from longtail.models.network import ModelSettings, Network, ProjectionSettings
 
 
@@ -119,6 +119,10 @@ class PaCo(Method):
         logs = {"classification": center.detach(), "contrastive": samples.detach()}
         return StepOutput(center + samples, logs, len(features) + len(seen))
 
+    def given_weights(self) -> None:
+        # Step 0 does it too; but where that is skipped for a value that is not finite, buffers are put back to these.
+        self.follow()
+
     def forget_step(self) -> None:
         self._step, self._places = None, set()
 
@@ -126,20 +130,26 @@ class PaCo(Method):
     def begin(self, at: Progress) -> None:
         """Move the key encoder toward the network and keep the queue that all passes of this step look at."""
         self._step, self._places = at.step, set()
-        keys = self.key_encoder.state_dict()
         if at.step == 0:
             # Not where it is built: the network may have been given other weights since.
-            for name, value in self.network.state_dict().items():
-                if name in keys:
-                    keys[name].copy_(value)
+            self.follow()
             self.queue.zero_()
             self.queue_labels.fill_(-1)
             self.queue_end.zero_()
         else:
+            keys = self.key_encoder.state_dict()
             for name, parameter in self.network.named_parameters():
                 if name in keys:
                     keys[name].lerp_(parameter, 1 - self.settings.momentum)
         self._before = (self.queue.clone(), self.queue_labels.clone())
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Give the key encoder the weights and statistics of the network."""
+        keys = self.key_encoder.state_dict()
+        for name, value in self.network.state_dict().items():
+            if name in keys:
+                keys[name].copy_(value)
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor, labels: Tensor) -> None:

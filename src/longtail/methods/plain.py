@@ -8,9 +8,9 @@ from typing import Literal
 from pydantic import Field
 
 from longtail.methods.base import Batch, DataNeeds, Method, Progress, StepOutput
-from longtail.methods.composition import CONTRASTS, MixingSettings, build_mixing, soft_target
-from longtail.methods.contrasting import ContrastTimes
+from longtail.methods.contrasting import CONTRASTS, ContrastTimes
 from longtail.methods.criteria import CriterionSettings, build_criterion
+from longtail.methods.mixings import MixingSettings, build_mixing, soft_target
 from longtail.models.network import ModelSettings, Network, ProjectionSettings, stack_views
 
 

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from longtail.losses import masked_contrastive_loss, supervised_contrastive_loss
 from longtail.methods.base import Batch, DataNeeds, Method, Progress, StepOutput
-from longtail.methods.composition import PartnerSampler, soft_target
 from longtail.methods.criteria import CriterionSettings, build_criterion
 from longtail.methods.locating import Locator
+from longtail.methods.mixings import PartnerSampler, soft_target
 from longtail.methods.patches import PatchSettings
 from longtail.mixing import align_boxes, boxes_around, draw_beta, erase, mix_labels, visible_fraction
 from longtail.models.network import ModelSettings, Network, ProjectionSettings

@@ -24,10 +24,10 @@ from longtail.losses import (
     logit_adjustment,
 )
 from longtail.methods.base import Batch, DataNeeds, Method, Progress, StepOutput
-from longtail.methods.composition import CutMix, soft_target
 from longtail.methods.concutmix import ConCutMixSettings, rectified
 from longtail.methods.criteria import answers_for
 from longtail.methods.locating import Locator
+from longtail.methods.mixings import CutMix, soft_target
 from longtail.mixing import Box, boxes_like, erase, mix_labels, paste, transplant
 from longtail.models.network import ModelSettings, Network, ProjectionSettings, stack_views
 from longtail.settings import AbsolutePath, resolve_time

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from longtail.errors import ConfigError
 from longtail.methods.base import Batch, DataNeeds, Method, Progress, StepOutput
-from longtail.methods.composition import soft_target
 from longtail.methods.criteria import CriterionSettings, build_criterion
+from longtail.methods.mixings import soft_target
 from longtail.models.network import ModelSettings, Network
 
 BACKBONE, CLASSIFIER, SCALES = "network.backbone.", "network.classifier.", "scales"

@@ -43,7 +43,7 @@ class ModelSettings(Settings):
     """What of the backbone does not learn: none, backbone (all of it), all-but-N (all but its last N blocks)."""
     adapter_rank: int | None = Field(None, ge=1)
     """Rank of the adapters on frozen linear layers, which learn in their place; null has none."""
-    adapter_alpha: float | None = Field(None, gt=0, allow_inf_nan=False)
+    adapter_alpha: float | None = Field(None, gt=0)
     """Adapters count this over their rank; null is the rank, a factor of 1."""
     adapter_layers: Placement = "all"
     """Which frozen linear layers have adapters: attention, mlp (the others of a block), or all."""

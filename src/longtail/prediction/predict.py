@@ -72,6 +72,11 @@ class Model:
         return None if numbers is None else {**numbers, "evaluated_on": split}
 
     @property
+    def epochs(self) -> int:
+        """How many epochs the finished run trained: fewer than ``optim.epochs`` where ``optim.patience`` ended it."""
+        return int(read_json(self.folder / "results.json")["epochs"])
+
+    @property
     def answers_for(self) -> Answers:
         """The class prior that the probabilities are for where none is asked for: :meth:`Scoring.answers_for`."""
         return self.scoring.answers_for(self.method.answers_for)

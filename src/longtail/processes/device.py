@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
+from pathlib import Path
 
 import torch
 
@@ -31,6 +33,17 @@ def resolve_device(name: str, number: int | None = None) -> torch.device:
             raise ConfigError(f"Unknown device run.device={name}.", hint="Use auto, cpu, cuda or mps.") from None
         raise ConfigError(f"run.device={name} cannot be used: {reason}", hint="Use auto or cpu.") from None
     return device
+
+
+def processor() -> str:
+    """What computes where there is no accelerator, by its maker's name: ``AMD EPYC 7763, 2 cores``."""
+    name = platform.processor() or platform.machine()
+    try:  # Linux tells the architecture alone
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    except OSError:
+        pass
+    return f"{name}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
 
 
 def cpu_compiler() -> str | None:

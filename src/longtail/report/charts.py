@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup
 
-from longtail.evaluation.metrics import wilson_interval
+from longtail.evaluation.intervals import wilson_interval
 from longtail.report.columns import Column, columns_of, running_mean, smoothing_window
 from longtail.report.folder import GROUPS, ClassRow
 from longtail.report.svg import Drawing, Scale, element, level_line, percent_grid, round_ticks, shortened

@@ -7,14 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from longtail.evaluation.metrics import paired_bootstrap
+from longtail.evaluation.intervals import Interval, paired_bootstrap
 from longtail.report import findings
 from longtail.report.findings import split_of
 from longtail.report.folder import GROUPS, FinishedRun
 from longtail.report.svg import shortened
-
-Difference = tuple[float, float, float]
-"""A difference and the ends of its 95 % interval."""
+from longtail.training.description import differing
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class ComparisonRow:
     ece: float | None
     image_passes: int | None
     seconds: float | None
-    difference: Difference | None
+    difference: Interval | None
 
 
 def rows_of(runs: Sequence[FinishedRun]) -> list[ComparisonRow]:
@@ -92,25 +90,23 @@ def same_images(run: FinishedRun, baseline: FinishedRun) -> bool:
     return [row.name for row in run.classes] == [row.name for row in baseline.classes]
 
 
-def differences(run: FinishedRun, baseline: FinishedRun) -> dict[str, Difference]:
+def differences(run: FinishedRun, baseline: FinishedRun) -> dict[str, Interval]:
     """Top-1 and the accuracy of each group minus the baseline's, with 95 % intervals of a paired bootstrap over
     images; empty where the images are not the same.
 
-    The accuracy of a group is the mean over its classes. An image of class c counts N / (K n_c), with N images in the
-    group, n_c of the class and K classes that have any, so that the mean over images is the mean over classes.
+    The accuracy of a group is the mean over its classes, so its images are resampled class by class, as in the tables
+    of a study.
     """
     if not same_images(run, baseline):
         return {}
     ours, theirs = run.predictions, baseline.predictions
     assert ours is not None, "same_images asks for them"
     assert theirs is not None, "same_images asks for them"
-    found = {"top1": paired_bootstrap(ours.correct, theirs.correct, seed=0)}
+    found = {"top1": paired_bootstrap(ours.correct, theirs.correct)}
     for group in GROUPS:
         inside = np.isin(ours.targets, [row.index for row in run.classes if row.group == group])
         if inside.any():
-            _, where, tested = np.unique(ours.targets[inside], return_inverse=True, return_counts=True)
-            weight = inside.sum() / (len(tested) * tested[where])
-            found[group] = paired_bootstrap(weight * ours.correct[inside], weight * theirs.correct[inside], seed=0)
+            found[group] = paired_bootstrap(ours.correct[inside], theirs.correct[inside], strata=ours.targets[inside])
     return found
 
 
@@ -123,6 +119,8 @@ def notes_on(runs: Sequence[FinishedRun], rows: Sequence[ComparisonRow]) -> list
         notes.append("The runs are on different data sets.")
     elif len(prints) > 1:
         notes.append("The runs were trained on different images of the same data set.")
+    if len({run.results.get("numbers_version") for run in runs}) > 1:
+        notes.append("The runs are of versions of longtail whose numbers do not compare: see its changelog.")
     if len({row.evaluated_on for row in rows}) > 1:
         notes.append("The runs are not all evaluated on the same split.")
     if len({row.epochs for row in rows}) > 1:
@@ -132,6 +130,8 @@ def notes_on(runs: Sequence[FinishedRun], rows: Sequence[ComparisonRow]) -> list
             "Image passes differ: some methods forward several images for every training image, so equal epochs are "
             "not equal work."
         )
+    if unlike := differing(run.description for run in runs):
+        notes.append(f"Seconds do not compare: the runs differ in {'; '.join(unlike)}.")
     return notes
 
 

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from longtail.data.prepare import images_of
-from longtail.evaluation.metrics import expected_calibration_error, thirds, wilson_interval
+from longtail.evaluation.intervals import wilson_interval
+from longtail.evaluation.metrics import expected_calibration_error, thirds
 from longtail.report.folder import GROUPS, ClassRow, FinishedRun
 from longtail.report.svg import shortened
 from longtail.settings import resolve_time
 
-EVENT_ENDINGS = ("milestones", "_epochs", "_start", "_end", "_at")
+EVENT_ENDINGS = ("milestones", "_epochs", "_start", "_stop", "_from")
 """How the keys of run.json's schedule end that are points in the run: epochs, or fractions of it."""
+
+NOTHING_HAPPENS: dict[str, Callable[[Mapping[str, Any]], bool]] = {
+    "drw_start": lambda own: not str(own.get("criterion")).endswith("-drw"),
+    "mask_start": lambda own: own.get("mask_probability") == 0,
+    "mix_start": lambda own: own.get("mixing") == "none" or own.get("mix_probability") == 0,
+    "mix_stop": lambda own: own.get("mixing") == "none" or own.get("mix_probability") == 0,
+    "contrast_start": lambda own: own.get("contrast") == "none",
+    "contrast_stop": lambda own: own.get("contrast") == "none",
+    "contrastive_from": lambda own: own.get("mu") == 0,
+    "rectify_start": lambda own: own.get("omega") == 0 or own.get("mix_probability") == 0,
+}
+"""For points in a run, whether the other settings beside them make nothing of it."""
 
 SCARCE = 50
 """Evaluated images below which a group is named: the 95 % interval of one half is 14 points to each side, or more."""
@@ -79,30 +92,6 @@ def subject(run: FinishedRun) -> str:
     return dataset if not isinstance(name, str) or name in ("", dataset) else f"{shortened(name, 60)} ({dataset})"
 
 
-def balance_sentence(run: FinishedRun) -> str:
-    """What top-1 is worth where classes have different numbers of evaluated images; empty where they have not."""
-    tested = [row for row in run.ranked() if row.test_count]
-    most = max(tested, key=lambda row: row.test_count, default=None)
-    if most is None or all(row.test_count == most.test_count for row in tested):
-        return ""
-    share = percent(most.test_count / sum(row.test_count for row in tested))
-    said = f"Classes differ in {images_of(split_of(run))}: to call every image {shortened(most.name, 60)} would be "
-    said += f"right on {share}."
-    balanced = run.last.get("balanced_accuracy")
-    return (
-        said if balanced is None else f"{said} Balanced accuracy, in which classes count alike, is {percent(balanced)}."
-    )
-
-
-def single_sentence(run: FinishedRun) -> str:
-    """Which intervals of a group are too narrow: a class of one image is drawn alike in every resample."""
-    single = sum(row.test_count == 1 for row in run.classes)
-    if not single:
-        return ""
-    what = "1 class has a single image" if single == 1 else f"{single} classes have a single image"
-    return f"{what} to be evaluated on, which no resample changes: the interval of its group is too narrow."
-
-
 def thirds_of(run: FinishedRun) -> dict[str, float | None]:
     """The accuracy of the head, middle and tail third of the classes by rank."""
     recalls = [np.nan if row.accuracy is None else row.accuracy for row in run.classes]
@@ -110,9 +99,9 @@ def thirds_of(run: FinishedRun) -> dict[str, float | None]:
 
 
 def schedule_events(run: FinishedRun) -> dict[str, list[int]]:
-    """The points of run.json's schedule that lie inside the run, in epochs, by name."""
+    """The points of run.json's schedule at which something happened, in epochs, by name: those inside the run."""
     found: dict[str, list[int]] = {}
-    epochs = int(run.history[-1]["epoch"]) + 1
+    done = int(run.history[-1]["epoch"]) + 1
 
     def collect(values: Mapping[str, Any]) -> None:
         for name, value in values.items():
@@ -120,8 +109,9 @@ def schedule_events(run: FinishedRun) -> dict[str, list[int]]:
                 collect(value)
             elif name.endswith(EVENT_ENDINGS):
                 times = value if isinstance(value, list) else [value]
-                at = [resolve_time(time, epochs) for time in times if type(time) in (int, float)]
-                if inside := [epoch for epoch in at if 0 < epoch < epochs]:
+                at = [resolve_time(time, run.planned_epochs) for time in times if type(time) in (int, float)]
+                idle = name in NOTHING_HAPPENS and NOTHING_HAPPENS[name](values)
+                if not idle and (inside := [epoch for epoch in at if 0 < epoch < done]):
                     found[name.replace("_", " ")] = inside
 
     schedule = run.description.get("schedule")

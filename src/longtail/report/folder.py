@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 from collections.abc import Callable, Mapping
@@ -10,10 +11,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
 from longtail.errors import RunError
 from longtail.files import read_json
+from longtail.layers import load_yaml
 from longtail.runs.missing import no_run
 
 GROUPS = ("many", "medium", "few")
@@ -68,6 +71,13 @@ class FinishedRun:
         """The numbers of the last epoch."""
         last: Mapping[str, Any] = self.results["last"]
         return last
+
+    @property
+    def planned_epochs(self) -> int:
+        """The epochs of the configuration, of which fractions are meant; the run may have ended before (patience)."""
+        with contextlib.suppress(yaml.YAMLError, LookupError, TypeError, ValueError):
+            return int(load_yaml(self.config)["optim"]["epochs"])
+        return int(self.history[-1]["epoch"]) + 1
 
     def ranked(self) -> list[ClassRow]:
         """The classes from the most to the fewest training images, in label order where equal."""

@@ -20,9 +20,9 @@ from markupsafe import Markup
 import longtail
 from longtail.data.prepare import images_of
 from longtail.errors import ResourceError, RunError
-from longtail.evaluation.metrics import wilson_interval
+from longtail.evaluation.intervals import wilson_interval
 from longtail.files import write_atomic
-from longtail.report import charts, comparing, findings
+from longtail.report import caution, charts, comparing, findings
 from longtail.report.columns import classes_per_column
 from longtail.report.comparing import ComparisonRow, rows_of
 from longtail.report.findings import split_of
@@ -76,8 +76,8 @@ def _about(run: FinishedRun) -> dict[str, Any]:
         "split": split_of(run),
         "tested": images_of(split_of(run)),
         "subject": findings.subject(run),
-        "balance_sentence": findings.balance_sentence(run),
-        "single_sentence": findings.single_sentence(run),
+        "balance_sentence": caution.balance_sentence(run),
+        "single_sentence": caution.single_sentence(run),
         "groups_sentence": findings.groups_sentence(run),
         "images": sum(row.train_count for row in run.classes),
         "thirds": findings.thirds_of(run) if len(run.group_sizes()) < len(GROUPS) else {},

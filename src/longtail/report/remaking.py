@@ -20,6 +20,7 @@ from longtail.report.images import Edges, Shot, visible
 from longtail.training.detection import digest
 from longtail.training.listeners import Silent
 from longtail.training.starting import build_views, find_peaks
+from longtail.training.updating import split_up
 
 EXAMPLES = 6
 LOOKED_AT = 2000
@@ -62,9 +63,14 @@ class Remade:
 
     def late_steps(self) -> Iterator[Progress]:
         """The places of the run from the last one back."""
-        last = self.loader.steps_per_epoch * self.model.config.optim.epochs
+        last = self.loader.steps_per_epoch * self.model.epochs
         for step in range(last - 1, max(-1, last - 1 - LOOKED_AT), -1):
             yield self.loader.progress(step)
+
+    def batch(self, at: Progress, *, with_partner: bool) -> Batch:
+        """The batch of a step, or the first of its micro-batches: that has the draws of the step."""
+        whole = self.loader.batch(at.step, with_partner=with_partner)
+        return split_up(whole, self.model.config.optim)[0]
 
     def shot(self, normalized: Tensor, caption: str, alt: str, box: Edges | None = None) -> Shot:
         """A normalized image (3, H, W) as a picture."""

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from longtail.data.batch import Batch, Progress
 from longtail.evaluation.scoring import evaluating
-from longtail.methods.composition import CutMix, soft_target
 from longtail.methods.concutmix import ConCutMix, ConCutMixSettings, rectified
+from longtail.methods.mixings import CutMix, soft_target
 from longtail.methods.plain import Plain
 from longtail.methods.smcl import SMCL
 from longtail.methods.smcl_concutmix import SMCLConCutMix
@@ -38,7 +38,7 @@ def show_method(run: Remade) -> Shown:
 
 def _views(run: Remade) -> Shown:
     at = next(run.late_steps())
-    batch = run.loader.batch(at.step, with_partner=False)
+    batch = run.batch(at, with_partner=False)
     names = run.model.config.views.names
     number = [GROUPS.index(run.classes[k].group) for k in batch.target.tolist()]
     examples = []
@@ -61,7 +61,7 @@ def _telling(run: Remade, mixing: CutMix) -> tuple[Progress, Box, Batch] | None:
             if TELLING[0] <= box.lam <= TELLING[1]:
                 latest = at, box
                 break
-    return None if latest is None else (*latest, run.loader.batch(latest[0].step, with_partner=True))
+    return None if latest is None else (*latest, run.batch(latest[0], with_partner=True))
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def _plain(run: Remade) -> Shown | None:
     at = next((at for at in run.late_steps() if method.needs_partner(at)), None)
     if at is None:
         return None
-    batch = run.loader.batch(at.step, with_partner=True)
+    batch = run.batch(at, with_partner=True)
     area = soft_target(batch.target, len(run.classes))
     mixed = method.mixing(batch.views[0], area, batch.partner, at, method.network)
     box = mixed.box
@@ -182,7 +182,7 @@ def _smcl(run: Remade) -> Shown | None:
     at = next((at for at in run.late_steps() if method.masks(at)), None)
     if at is None:
         return None
-    batch = run.loader.batch(at.step, with_partner=True)
+    batch = run.batch(at, with_partner=True)
     assert batch.partner is not None, "a masked step wants a partner"
     masked, boxes, peaks = method.mask(batch, at), *masked_boxes(method, batch, at)
     labels = soft_target(batch.target, len(run.classes))

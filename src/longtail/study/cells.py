@@ -26,6 +26,12 @@ class Finished:
     results: dict[str, Any]
     folder: Path
 
+    @property
+    def described(self) -> dict[str, Any]:
+        """run.json, or what was kept of it; empty where nothing was."""
+        found = [self.folder / name for name in ("run.json", "environment.json") if (self.folder / name).is_file()]
+        return dict(read_json(found[0])) if found else {}
+
 
 @dataclass(eq=False)
 class Cell:

@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longtail.config import NUMBERS_VERSION
+from longtail.evaluation.intervals import Interval, paired_bootstrap
 from longtail.evaluation.metrics import group_labels
 from longtail.study.cells import Cell
-from longtail.study.statistics import Interval, Spread, paired_bootstrap, spread
+from longtail.study.statistics import Spread, spread
+from longtail.training.description import differing
 
 METRICS = {
     "top1": "top-1",
@@ -61,13 +63,15 @@ class TableRow:
 
 @dataclass(frozen=True)
 class StudyResults:
-    """All that the tables say. ``failed`` are sentences on cells that did not end well."""
+    """All that the tables say. ``failed`` are sentences on cells that did not end well, ``differing`` what the seconds
+    of the rows depend on and is not the same for all runs."""
 
     name: str
     baseline: str | None
     metrics: tuple[str, ...]
     rows: tuple[TableRow, ...]
     failed: tuple[str, ...]
+    differing: tuple[str, ...] = ()
 
 
 def study_results(
@@ -81,7 +85,11 @@ def study_results(
         _row(label, done[label], len(by_label[label]), compared if label != baseline else []) for label in labels
     )
     there = [metric for metric in METRICS if metric in ALWAYS or any(row.last[metric] is not None for row in rows)]
-    return StudyResults(name, baseline, tuple(there), rows, tuple(failed))
+    trained = {
+        cell.finished.folder: cell.finished for own in done.values() for cell in own if cell.finished is not None
+    }
+    unlike = differing(one.described for one in trained.values())
+    return StudyResults(name, baseline, tuple(there), rows, tuple(failed), tuple(unlike))
 
 
 def _counts(cell: Cell) -> bool:

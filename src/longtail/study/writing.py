@@ -9,9 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from longtail.data.prepare import images_of
+from longtail.evaluation.intervals import Interval
 from longtail.files import as_cell, write_atomic
 from longtail.study.page import page
-from longtail.study.statistics import Interval, Spread
+from longtail.study.statistics import Spread
 from longtail.study.table import ENOUGH_SEEDS, METRICS, StudyResults, TableRow
 
 TABLES = ("study.md", "study.csv", "study.tex", "study.html")
@@ -88,8 +89,11 @@ def remarks(results: StudyResults) -> list[str]:
         f"Last epoch{f' on {splits}' if splits else ''}, in percent: mean ± sample standard deviation over seeds. "
         f"Fewer than {ENOUGH_SEEDS} seeds are marked and support no claim. Best is the best epoch on the set named: "
         "where that is test it is no result.",
-        "Image passes are what a run cost: compare rows of equal passes. Seconds are those of this machine.",
+        "Image passes are what a run cost: compare rows of equal passes. Seconds are those of the machine that "
+        "each run was trained on.",
     ]
+    if results.differing:
+        said[1] += f" They do not compare here: the runs differ in {'; '.join(results.differing)}."
     if sizes_differ(results):
         said[1] += " At full size, an image of half the side counts as a quarter of a pass."
     if results.baseline is not None:

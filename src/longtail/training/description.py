@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from longtail.data.prepare import Prepared
 from longtail.evaluation.evaluate import Evaluation, write_per_class, write_predictions
 from longtail.files import write_json
 from longtail.methods import Method
+from longtail.processes.device import processor
 from longtail.processes.distributed import world_size
 from longtail.runs.rundir import SCHEMA
 from longtail.settings import resolve_time
@@ -65,7 +66,22 @@ def describe_settings(config: Config) -> dict[str, Any]:
             "torch": torch.__version__,
         },
         "platform": f"{platform.system()} {platform.machine()}",
+        "processor": processor(),
     }
+
+
+def differing(described: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What the seconds of runs depend on beside their settings, where their run.json differ in it: ``threads 1, 2``.
+
+    What an older run.json does not say is not known, and no difference.
+    """
+    found: dict[str, set[str]] = {name: set() for name in ("processor", "processes", "threads", "compiled", "torch")}
+    for about in described:
+        of_run = {**about, "torch": about.get("versions", {}).get("torch")}
+        for name, values in found.items():
+            if of_run.get(name) is not None:
+                values.add(str(of_run[name]))
+    return [f"{name} {' / '.join(sorted(values))}" for name, values in found.items() if len(values) > 1]
 
 
 def summarize(

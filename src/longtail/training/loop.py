@@ -11,53 +11,31 @@ from torch import Tensor
 
 from longtail.config import Config
 from longtail.data.images import ImageSet, Source
-from longtail.data.open import open_data
-from longtail.data.readers import read_by
-from longtail.data.stream_loader import loader_for
-from longtail.errors import ConfigError, DivergedError, RunError
+from longtail.errors import ConfigError, DivergedError
 from longtail.evaluation.evaluate import Evaluation, describe, evaluate
 from longtail.evaluation.scoring import EvaluationStoppedError
 from longtail.files import read_json
-from longtail.models.recomputing import recompute_blocks
-from longtail.processes.device import resolve_device
 from longtail.processes.distributed import (
-    agreed,
     from_first,
-    in_turn,
     is_first,
-    like_first,
-    local_rank,
-    replicated,
-    world_size,
 )
 from longtail.runs.interrupts import locked, memory_errors, out_of_time, stop_signals
 from longtail.runs.jobdir import open_run_dir
 from longtail.runs.rundir import Checkpoint
-from longtail.training.averaging import Average, averaged
-from longtail.training.description import describe_run, summarize, write_results
-from longtail.training.detection import digest
-from longtail.training.faults import inflict, planned_faults
+from longtail.training.averaging import averaged
+from longtail.training.description import summarize, write_results
+from longtail.training.faults import inflict
 from longtail.training.guarding import Guard
 from longtail.training.listeners import Both, Listener, Silent
-from longtail.training.optim import build_optimizer, lr_at
+from longtail.training.optim import lr_at
+from longtail.training.setup import set_up
 from longtail.training.starting import (
-    build_views,
     default_out,
-    find_peaks,
-    pin_threads,
-    progressive_size,
-    refuse_choice_without_val,
     refuse_other_config,
-    refuse_other_images,
-    share_out,
-    should_compile,
-    use_bfloat16,
     with_shards,
 )
 from longtail.training.state import (
     RunState,
-    begin,
-    build_method,
     load_model,
     model_tensors,
     restore,
@@ -65,7 +43,7 @@ from longtail.training.state import (
     snapshot,
 )
 from longtail.training.trackers import Trackers
-from longtail.training.updating import own_images, part_sizes, wants_partner
+from longtail.training.updating import wants_partner
 
 
 def train(
@@ -110,53 +88,10 @@ def train(
             return results
     elif not (overwrite or (resume and run.is_run)):
         run.refuse_unless_new()
-    sharing = share_out(config, described, listener)
-    faults = planned_faults()
-    device = agreed(lambda: resolve_device(config.run.device, local_rank() if world_size() > 1 else None))
-    threads = pin_threads(config, described, listener)
-    read_by(config.run.workers)
-    data = in_turn(lambda: open_data(config.data, source, listener.said))
-    refuse_other_images(data)
-    if resuming and described["data"]["fingerprint"] != data.fingerprint:
-        raise RunError(f"The images are not those that {run.path} was trained on.")
-    refuse_choice_without_val(config, data)
-    size, groups = int(data.train.images.shape[-1]), config.data.groups
-    method = build_method(config, data.stats.counts, size)
-    config.test.check(method)
-    views = build_views(config, data)
-    peaks = in_turn(lambda: find_peaks(config, data, method, views, saliency, listener))
-    if resuming and described.get("peaks") != digest(peaks):
-        raise RunError(f"The saliency maps are not those that {run.path} was trained with.")
-    if not (resuming and run.has_checkpoint) and (said := from_first(lambda: begin(method, config))) is not None:
-        listener.said(said)
-    like_first(method)
-    method.to(device)
-    selection, reported = (data.val or data.evaluation).to(device), data.evaluation.to(device)
-    optimizer = build_optimizer(method, config.optim, method.rates)
-    average = None if config.optim.ema is None else Average(method, config.optim.ema)
-    loader = loader_for(data.train)(
-        data.train.to(device),
-        method.needs,
-        views,
-        config.optim.batch,
-        config.optim.epochs,
-        config.seed,
-        workers=config.run.workers,
-        peaks=peaks,
-        own=own_images(config.optim, sharing),
-    )
-    steps = config.optim.epochs * loader.steps_per_epoch
-    small = agreed(lambda: progressive_size(config, method, size, views["contrastive"].size))
-    passes = config.optim.epochs * len(data.train) * method.stacks()[0] * (1 if config.optim.sam is None else 2)
-    compiled = should_compile(config, device, passes, described, listener)
-    if config.run.checkpointing:
-        recompute_blocks(method.network)
-    if config.run.precision == "bfloat16":
-        use_bfloat16(method, device)
-    if compiled:
-        part = part_sizes(min(config.optim.batch, len(data.train)), config.optim)[0]
-        method.compile_for(sharing.largest(part), size, views["contrastive"].size, small)
-    replica = replicated(method, leaves_unused=method.leaves_unused)
+    made = set_up(config, run, described, source=source, saliency=saliency, command=command, listener=listener)
+    data, method, optimizer, average, loader = made.data, made.method, made.optimizer, made.average, made.loader
+    per_epoch, groups = loader.steps_per_epoch, config.data.groups
+    steps = config.optim.epochs * per_epoch
 
     state, step = RunState(), 0
     if overwrite:
@@ -171,20 +106,13 @@ def train(
                 state, step = restore(checkpoint, method, optimizer, average)
         run.cut_metrics(state.epochs_done)
         run.write_config(config.plain())
-        about = describe_run(config, data, method, threads, compiled, command) | {"peaks": digest(peaks)}
-        if saliency is not None:
-            about["saliency"] = f"the function {getattr(saliency, '__name__', type(saliency).__name__)} from Python"
-        if resuming:
-            # Initial weights count in the key by content, and may have been moved since.
-            about |= {"resumed_with": about["command"], "command": described["command"]}
-            about["config_key"] = described.get("config_key", about["config_key"])
-        if faults:
-            about["faults"] = [str(fault) for fault in faults]
-            inflict(faults, method, lambda: state.returns)
-        run.update_description(**about, status="running", steps=steps)
+        if made.faults:
+            inflict(made.faults, method, lambda: state.returns)
+        run.update_description(**made.about, status="running", steps=steps)
         listener.started(config, data, steps, step)
-        per_epoch = loader.steps_per_epoch
-        guard = Guard(run, config, data, method, optimizer, average, state, per_epoch, listener, sharing, replica)
+        guard = Guard(
+            run, config, data, method, optimizer, average, state, per_epoch, listener, made.sharing, made.replica
+        )
         evaluation: Evaluation | None = None
         last_save = time.monotonic()
 
@@ -196,7 +124,7 @@ def train(
                 run.save_checkpoint(snapshot(step, method, optimizer, state, average), guard.epoch_start)
 
         def evaluated(images: ImageSet) -> Evaluation:
-            return evaluate(method, images, data, views["plain"], groups, config.test, stop.is_set)
+            return evaluate(method, images, data, made.views["plain"], groups, config.test, stop.is_set)
 
         def stop_if_asked() -> bool:
             """Stop where any process was asked to, and return whether any is due to save."""
@@ -220,7 +148,7 @@ def train(
                 epoch_started, images_seen = time.monotonic(), 0
                 method.see_at(config.views.side_at(epoch, config.optim.epochs))
                 for batch in loader.iterate(step, (epoch + 1) * per_epoch, partners, method.views_at):
-                    lr = state.rate_scale * lr_at(config.optim, step, loader.steps_per_epoch)
+                    lr = state.rate_scale * lr_at(config.optim, step, per_epoch)
                     done = guard.update(batch, loader.progress(step), lr)
                     step += 1
                     logs = {"loss": math.nan}
@@ -245,7 +173,7 @@ def train(
                 if (epoch + 1) % config.run.evaluate_every == 0 or epoch + 1 == config.optim.epochs:
                     try:
                         with averaged(method, average):
-                            evaluation = evaluated(selection)
+                            evaluation = evaluated(made.selection)
                     except DivergedError as error:
                         step = guard.go_back(error)
                         continue
@@ -253,7 +181,7 @@ def train(
                     row = {
                         "step": step,
                         "epoch": epoch,
-                        "lr": state.rate_scale * lr_at(config.optim, step - 1, loader.steps_per_epoch),
+                        "lr": state.rate_scale * lr_at(config.optim, step - 1, per_epoch),
                         **state.means(),
                         **{name: numbers[name] for name in ("top1", "balanced_accuracy", "many", "medium", "few")},
                         "evaluated_on": data.selected_on,
@@ -271,12 +199,12 @@ def train(
             best_numbers = state.best_numbers
             if data.val is not None or evaluation is None:
                 with averaged(method, average):
-                    evaluation = evaluated(reported)
+                    evaluation = evaluated(made.reported)
             if data.val is not None:
                 last = model_tensors(method)
                 load_model(method, run.load_best().tensors)
                 try:
-                    best_numbers = evaluated(reported).numbers()
+                    best_numbers = evaluated(made.reported).numbers()
                 finally:
                     load_model(method, last)  # a stop in this evaluation saves a checkpoint, of the last weights
         except EvaluationStoppedError:
@@ -285,7 +213,7 @@ def train(
             run.update_description(status="diverged")
             raise
         assert evaluation is not None, "the last epoch is always evaluated"
-        results = summarize(config, data, method, state, evaluation, best_numbers, about["config_key"])
+        results = summarize(config, data, method, state, evaluation, best_numbers, made.about["config_key"])
         from_first(lambda: write_results(run.path, results, evaluation, data, groups))
         run.update_description(status="finished", timings={"train_seconds": results["train_seconds"]})
         asked = stop.is_set()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from longtail.config import Config, differences
 from longtail.data.geometry import ResizedCrop
+from longtail.data.loader import Loader
 from longtail.data.prepare import Prepared
 from longtail.data.views import VIEWS, View, build_view
 from longtail.errors import ConfigError, DataError
@@ -119,6 +120,15 @@ def pin_threads(config: Config, described: Mapping[str, Any], listener: Listener
         listener.said(f"Going on with {wanted} threads instead of {recorded}: not bit-exact.")
     torch.set_num_threads(wanted)
     return int(wanted)
+
+
+def planned_passes(config: Config, method: Method, loader: Loader) -> int:
+    """About how many images the run sends through the network; epochs without contrastive views or SAM take fewer."""
+    optim, passes = config.optim, 0.0
+    for epoch in range(optim.epochs):
+        used = len(method.views_at(loader.progress(epoch * loader.steps_per_epoch))) / len(method.needs.views)
+        passes += used * method.stacks()[0] * (1 + optim.sharpens(epoch, optim.epochs))
+    return round(passes * len(loader.train))
 
 
 def should_compile(
@@ -243,10 +253,10 @@ def use_bfloat16(method: Method, device: torch.device) -> None:
     backbone.forward = forward
 
 
-def refuse_choice_without_val(config: Config, data: Prepared) -> None:
-    """Raise DataError for an early end or an answer that would be chosen on the images that are reported."""
+def refuse_choice_without_val(config: Config, data: Prepared, *, training: bool = True) -> None:
+    """Raise DataError for an answer, or an early end of ``training``, that would be chosen on the reported images."""
     chosen = [f"{key}=val" for key in config.test.chooses]
-    if config.optim.patience is not None:
+    if training and config.optim.patience is not None:
         chosen.append(f"optim.patience={config.optim.patience}")
     if chosen and data.val is None:
         raise DataError(

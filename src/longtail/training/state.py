@@ -271,9 +271,13 @@ def begin(method: Method, config: Config) -> str | None:
     """
     if config.init is not None:
         refuse_other_alpha(config, Path(config.init))
-        return load_initial_weights(method, Path(config.init))
+        said = load_initial_weights(method, Path(config.init))
+        method.given_weights()
+        return said
     if config.model.weights is not None:
-        return load_backbone(method.network.backbone, config.model.weights)
+        said = load_backbone(method.network.backbone, config.model.weights)
+        method.given_weights()
+        return said
     frozen = config.model.freeze != "none"
     if method.from_init or frozen:
         what = f"model.freeze={config.model.freeze}" if frozen else f"'{config.method_name}'"

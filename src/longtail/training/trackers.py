@@ -54,6 +54,7 @@ class Trackers:
         self.trackers: dict[str, Tracker] = {name: TRACKERS[name]() for name in dict.fromkeys(names)}
         self.tell = said
         self.per_epoch = self.every = 1
+        self.shown = 0
 
     def started(self, config: Config, data: Prepared, steps: int, first_step: int) -> None:
         self.per_epoch = steps // config.optim.epochs
@@ -70,7 +71,8 @@ class Trackers:
 
     def stepped(self, step: int, logs: Mapping[str, float], images_per_second: float) -> None:
         in_epoch = step % self.per_epoch
-        if in_epoch and in_epoch % self.every == 0:
+        if in_epoch and in_epoch % self.every == 0 and step > self.shown:  # a run that goes back comes by again
+            self.shown = step
             values = {f"step/{name}": value for name, value in logs.items()}
             self._each(lambda tracker: tracker.log(step, values))
 

@@ -105,7 +105,7 @@ def add_gradients(
     terms, shares = dict[str, float](), dict[str, float]()
     for here, part in zip(places(at, len(parts)), parts, strict=True):
         size = len(part.target)
-        if part.partner is not None and len(parts) > 1 and not method.needs_partner(here):
+        if part.partner is not None and settings.accumulate > 1 and not method.needs_partner(here):
             part = dataclasses.replace(part, partner=None)
         stream = ("part", here.part) if isinstance(here, PartProgress) else ()
         with adding_up(forward, last=part is parts[-1]):

@@ -1,7 +1,6 @@
-"""Mixings and contrasts under one shape each, so that methods are made by composing them.
+"""Mixings by name: each takes (images, soft target, partner) and returns what the network sees.
 
-A mixing takes (images, soft target, partner) and returns what the network sees; a contrast takes normalized features
-(B, V, D), labels (B,) and the network, and returns a scalar. Criteria are in ``criteria.py``.
+Methods are made by composing them with criteria (``criteria.py``) and contrasts (``contrasting.py``).
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from longtail.errors import ConfigError
-from longtail.losses import balanced_contrastive_loss, supervised_contrastive_loss
 from longtail.methods.base import Batch, Progress
 from longtail.methods.locating import Locator
 from longtail.methods.patches import PatchSettings
@@ -278,21 +276,6 @@ def build_mixing(settings: MixingSettings, size: int, counts: Sequence[int], pat
     if settings.mixing != "none" and type(start) is type(stop) and start >= stop:
         raise ConfigError(f"method.mix_start={start} is not before method.mix_stop={stop}: no batch would be mixed.")
     return MIXINGS[settings.mixing](settings, size, counts, patch)
-
-
-def _supervised(features: Tensor, labels: Tensor, network: Network, temperature: float) -> Tensor:
-    return supervised_contrastive_loss(features, labels, temperature=temperature)
-
-
-def _balanced(features: Tensor, labels: Tensor, network: Network, temperature: float) -> Tensor:
-    centers = F.normalize(network.centers(), dim=1)
-    return balanced_contrastive_loss(features, labels, centers, temperature=temperature)
-
-
-Contrast = Callable[[Tensor, Tensor, Network, float], Tensor]
-
-CONTRASTS: dict[str, Contrast] = {"supervised": _supervised, "balanced": _balanced}
-"""Contrastive terms by name; ``none`` is the absence of one."""
 
 
 def soft_target(labels: Tensor, classes: int) -> Tensor:
