@@ -18,7 +18,6 @@ import yaml
 from rich.console import Console
 
 import longtail
-import longtail.training.loop as training
 from longtail.api import Run
 from longtail.cli import main
 from longtail.config import Config, known_keys
@@ -318,7 +317,7 @@ def test_a_stop_before_training_ends_with_its_code(
         except Exception:  # as around foreign decoders
             pytest.fail("a signal is no error")
 
-    monkeypatch.setattr(training, "open_data", interrupt)
+    monkeypatch.setattr("longtail.training.setup.open_data", interrupt)
     ended = longtail_command(*words_for("ce", tiny_npz, "--out", str(tmp_path / "run")))
     assert_refused(ended, code, word, "nothing was lost")
     assert not (tmp_path / "run").exists()
@@ -358,7 +357,7 @@ def test_a_disk_or_memory_that_gives_out_anywhere_ends_with_code_6(
     def fail(*given: Any) -> None:
         raise fault
 
-    monkeypatch.setattr(training, "open_data", fail)
+    monkeypatch.setattr("longtail.training.setup.open_data", fail)
     ended = longtail_command(*words_for("ce", tiny_npz, "--out", str(tmp_path / "run")))
     assert_refused(ended, 6, words)
 
@@ -369,7 +368,7 @@ def test_a_bug_of_ours_says_so_and_shows_its_traceback_only_when_asked(
     def fail(*given: Any) -> None:
         raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr(training, "open_data", fail)
+    monkeypatch.setattr("longtail.training.setup.open_data", fail)
     words = words_for("ce", tiny_npz, "--out", str(tmp_path / "run"))
     ended = longtail_command(*words)
     assert ended.code == 1
