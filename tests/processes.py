@@ -109,6 +109,8 @@ class Launcher:
         assert self.server.stdout is not None
         self.server.stdin.close()
         self.server.stdout.close()
+        if not self.commands:  # it may be importing PyTorch still, for nobody
+            self.server.kill()
         self.server.wait(timeout=60)
 
 

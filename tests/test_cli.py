@@ -18,7 +18,6 @@ import yaml
 from rich.console import Console
 
 import longtail
-import longtail.training.loop as training
 from longtail.api import Run
 from longtail.cli import main
 from longtail.config import Config, known_keys
@@ -191,7 +190,7 @@ def test_a_dry_run_prints_a_configuration_that_can_be_trained_and_writes_nothing
     [
         (2, {"recipe": "npz/concutmx"}, ["Unknown method 'concutmx'", "concutmix"]),
         (2, {"recipe": "npzz/ce"}, ["Unknown data set 'npzz'", "npz"]),
-        (2, {"recipe": "ce"}, ["Unknown recipe 'ce'"]),
+        (2, {"recipe": "ce"}, ["'ce' is a method; a recipe is DATASET/METHOD"]),
         (2, {"recipe": "absent.yaml"}, ["absent.yaml", "cannot be read"]),
         (2, {"more": "optim.epoch=3"}, ["Unknown key 'optim.epoch'", "optim.epochs"]),
         (2, {"more": "optim.epochs=0"}, ["optim.epochs=0", "greater than or equal to 1"]),
@@ -261,7 +260,7 @@ def test_an_existing_folder_is_refused_with_the_ways_out(
 def test_resuming_with_other_settings_names_the_keys(longtail_command: Command, finished_run: Run) -> None:
     config = str(finished_run.path / "config.yaml")
     ended = longtail_command("train", config, "optim.epochs=3", "method.tau=2", "--resume")
-    assert_refused(ended, 2, "optim.epochs", "method.tau", "other settings")
+    assert_refused(ended, 2, "optim.epochs (", "there, 3 here)", "method.tau", "other settings")
 
 
 def test_resume_and_overwrite_exclude_each_other(longtail_command: Command, finished_run: Run) -> None:
@@ -318,7 +317,7 @@ def test_a_stop_before_training_ends_with_its_code(
         except Exception:  # as around foreign decoders
             pytest.fail("a signal is no error")
 
-    monkeypatch.setattr(training, "open_data", interrupt)
+    monkeypatch.setattr("longtail.training.setup.open_data", interrupt)
     ended = longtail_command(*words_for("ce", tiny_npz, "--out", str(tmp_path / "run")))
     assert_refused(ended, code, word, "nothing was lost")
     assert not (tmp_path / "run").exists()
@@ -358,7 +357,7 @@ def test_a_disk_or_memory_that_gives_out_anywhere_ends_with_code_6(
     def fail(*given: Any) -> None:
         raise fault
 
-    monkeypatch.setattr(training, "open_data", fail)
+    monkeypatch.setattr("longtail.training.setup.open_data", fail)
     ended = longtail_command(*words_for("ce", tiny_npz, "--out", str(tmp_path / "run")))
     assert_refused(ended, 6, words)
 
@@ -369,7 +368,7 @@ def test_a_bug_of_ours_says_so_and_shows_its_traceback_only_when_asked(
     def fail(*given: Any) -> None:
         raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr(training, "open_data", fail)
+    monkeypatch.setattr("longtail.training.setup.open_data", fail)
     words = words_for("ce", tiny_npz, "--out", str(tmp_path / "run"))
     ended = longtail_command(*words)
     assert ended.code == 1
@@ -395,6 +394,56 @@ def test_a_command_line_that_cannot_be_parsed_ends_with_code_2(longtail_command:
     assert ended.code == 2
     assert "Error: " in ended.err
     assert "Traceback" not in ended.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--epochs", "3"], "optim.epochs=..."),
+        (["--batch-size=3"], "optim.batch=..."),
+        (["--frobnicate"], "optim.epochs=20"),
+        (["--resum"], "--resume"),
+    ],
+)
+def test_an_option_that_there_is_not_is_told_as_a_setting(
+    longtail_command: Command, words: list[str], said: str
+) -> None:
+    ended = longtail_command("train", "scenes/ce", *words)
+    assert (ended.code, said in ended.err) == (2, True)
+
+
+def test_what_stands_in_place_of_a_recipe_is_told(
+    longtail_command: Command, finished_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "My Photos").mkdir()
+    (tmp_path / "table.csv").write_text("image,label\n")
+    monkeypatch.chdir(tmp_path)
+    for word, said in (
+        ("concutmix", "'concutmix' is a method; a recipe is DATASET/METHOD."),
+        ("folder", "'folder' is a data set; a recipe is DATASET/METHOD."),
+        ("My Photos", "longtail train folder/ce 'data.path=My Photos'"),
+        ("table.csv", "longtail train csv/ce data.path=table.csv"),
+        (str(finished_run.path), f"longtail train {finished_run.path}/config.yaml --resume"),
+        ("zzz", "longtail recipes lists them"),
+    ):
+        assert_refused(longtail_command("train", word), 2, said)
+
+
+def test_a_place_without_a_run_names_the_runs_near_it(longtail_command: Command, finished_run: Run) -> None:
+    folder = finished_run.path
+    assert_refused(longtail_command("eval", str(folder.parent)), 4, f"e.g. {folder}")
+    assert_refused(longtail_command("eval", f"{folder}x"), 4, f"Did you mean {folder}?")
+    assert_refused(longtail_command("report", str(folder / "results.json")), 4, f"Give the folder: {folder}")
+
+
+def test_a_report_is_no_picture_or_document(longtail_command: Command, finished_run: Run, tmp_path: Path) -> None:
+    assert_refused(longtail_command("report", str(finished_run.path), "--out", str(tmp_path / "a.pdf")), 2, ".html")
+
+
+def test_summaries_of_commands_are_not_cut(longtail_command: Command) -> None:
+    for words in (["--help"], ["-h"], ["data", "--help"]):
+        ended = longtail_command(*words)
+        assert (ended.code, "..." in ended.out.partition("Commands:")[2]) == (0, False)
 
 
 def test_training_nothing_in_particular_gives_an_example(longtail_command: Command) -> None:

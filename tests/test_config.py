@@ -13,6 +13,7 @@ from longtail.config import METHOD_SETTINGS, Config, OptimSettings, build_config
 from longtail.errors import ConfigError
 from longtail.layers import merge, parse_assignments, read_config_file
 from longtail.methods import METHODS
+from longtail.other_words import OTHER_WORDS
 from longtail.recipes import load_config
 from longtail.settings import Time, resolve_time
 
@@ -134,6 +135,52 @@ def test_an_unknown_key_is_told_with_the_nearest_one(word: str, unknown: str, me
     error = refusal("scenes/concutmix", word)
     assert f"Unknown key '{unknown}'" in error.message
     assert meant in str(error.hint)
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("batch_size=3", "optim.batch"),
+        ("optim.batch-size=3", "optim.batch"),
+        ("learning_rate=3", "optim.lr"),
+        ("optim.wd=3", "optim.weight_decay"),
+        ("model.pretrained=true", "model.weights"),
+        ("model.name=resnet8", "model.backbone"),
+        ("data.image_size=3", "data.size"),
+        ("img_size=3", "data.size"),
+        ("run.gpu=0", "run.device"),
+        ("run.seed=3", "seed"),
+        ("data.dir=x", "data.path"),
+    ],
+)
+def test_what_other_programs_call_a_key_is_told_as_ours(word: str, meant: str) -> None:
+    assert refusal("folder/concutmix", word).hint == f"Did you mean '{meant}'?"
+
+
+@pytest.mark.parametrize("word", ["optim.optimizer=sgd", "zzzzzz=1"])
+def test_a_key_that_is_near_to_none_of_ours_gets_no_wrong_suggestion(word: str) -> None:
+    assert refusal("scenes/ce", word).hint == "longtail schema lists every key."
+
+
+def test_the_words_of_other_programs_are_no_keys_of_ours_and_stand_for_some() -> None:
+    known = known_keys()
+    assert set(OTHER_WORDS) <= set(known)
+    words = [word for several in OTHER_WORDS.values() for word in several]
+    assert len(words) == len(set(words))
+
+
+@pytest.mark.parametrize("path", ["https://example.org/photos.zip", "s3://bucket/photos"])
+def test_an_address_is_no_path(path: str) -> None:
+    assert "nothing is fetched" in refusal("folder/ce", f"data.path={path}").message
+
+
+def test_a_path_with_a_colon_is_a_path(tmp_path: Path) -> None:
+    assert load_config("folder/ce", [f"data.path={tmp_path}/a:b//c"]).data.path == f"{tmp_path}/a:b/c"
+
+
+def test_of_another_method_or_data_set_only_the_name_differs() -> None:
+    one = load_config("scenes/ce", ["optim.epochs=3"])
+    assert differences(one, load_config("scenes/concutmix", ["optim.epochs=4"])) == ["method.name", "optim.epochs"]
 
 
 def test_a_key_of_another_method_is_unknown_to_this_one() -> None:

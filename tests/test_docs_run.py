@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import shutil
+import signal
 import subprocess
 import sys
 import types
@@ -294,6 +295,15 @@ def look_at(page: str, folder: Path) -> None:
     session = onnx.InferenceSession(str(folder / "runs/photos/export/model-last.onnx"))
     (probabilities,) = session.run(["probabilities"], {"images": np.zeros((1, 3, 64, 64), dtype=np.uint8)})
     assert probabilities.shape == (1, len(CLASSES))
+
+
+def test_a_page_without_commands_does_not_wait_for_a_process_that_would_run_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("processes.SERVER", "import time; time.sleep(600)")
+    launcher = Launcher(tmp_path)
+    launcher.close()
+    assert launcher.server.returncode == -signal.SIGKILL
 
 
 def test_a_command_that_fails_is_a_page_that_fails(folder: Path, here: Launcher) -> None:

@@ -396,7 +396,8 @@ def test_csv_labels_are_numbers_if_all_are_and_else_text(
         ("image,label\n0.png,a\n../1.png,b\n", "lies outside"),
         ("image;label\n0.png;0\n", "no column 'image'"),
         ("file,label\n0.png,0\n", "no column 'image'"),
-        ("image,labels\n0.png,0\n", "Did you mean 'labels'?"),
+        ("image,labels\n0.png,0\n", "Did you mean data.label_column=labels?"),
+        ("Image File,label\n0.png,0\n", "Did you mean data.image_column='Image File'?"),
         ("image,label,label\n0.png,0,1\n", "several columns 'label'"),
         ('image,label\n"0.png,0\n1.png,1\n', "is no CSV"),
         ("image,label\n0.png," + "x" * 200_000 + "\n", "is no CSV"),
@@ -685,3 +686,14 @@ def test_a_name_of_a_file_is_shown_in_one_line() -> None:
     assert shown("a\nb\x1b[31m\u202ec\udcff") == "a\\nb\\x1b[31m\\u202ec\\udcff"
     assert shown("x" * 100) == "x" * 77 + "..."
     assert as_text("b\udcff") == "b\\xff"
+
+
+def test_a_folder_that_holds_no_images_where_they_should_be_says_what_it_holds(tmp_path: Path) -> None:
+    (tmp_path / "loose").mkdir()
+    pictures(tmp_path / "loose", 2)
+    assert "no class folders, but 2 images" in refusal("folder", tmp_path / "loose")
+    (tmp_path / "none" / "cat").mkdir(parents=True)
+    (tmp_path / "none" / "cat" / "notes.txt").write_text("x")
+    said = refusal("folder", tmp_path / "none")
+    assert "as cat, and no image in them. It holds cat/notes.txt." in said
+    assert ".png" in said

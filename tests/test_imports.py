@@ -19,7 +19,7 @@ import longtail
 SOURCE = Path(longtail.__file__).parent
 
 LAYERS = [
-    ["errors", "settings", "rng", "files", "layers", "processes"],
+    ["errors", "settings", "rng", "files", "layers", "other_words", "processes"],
     ["data", "models", "losses", "mixing", "saliency"],
     ["methods"],
     ["evaluation"],

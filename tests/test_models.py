@@ -8,7 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from longtail.errors import ConfigError
-from longtail.models import BACKBONES, CosineClassifier, MLPHead, ResNetCIFAR, build_backbone, build_classifier
+from longtail.models import (
+    BACKBONES,
+    CosineClassifier,
+    MLPHead,
+    ResNetCIFAR,
+    build_backbone,
+    build_classifier,
+    check_backbone,
+)
 from longtail.models.resnet_cifar import BasicBlock
 from longtail.rng import generator, keyed_global_rng
 
@@ -198,3 +206,8 @@ def test_mlp_head_has_the_parameter_names_of_public_checkpoints() -> None:
     assert names == {f"{i}.{kind}" for i in (0, 1, 3) for kind in ("weight", "bias")}
     assert head(torch.randn(3, 64, generator=generator(0, "h"))).shape == (3, 128)
     assert [type(layer) for layer in head] == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]
+
+
+def test_a_backbone_of_torchvision_without_its_prefix_is_recognized() -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'torchvision/resnet50'"):
+        check_backbone("resnet50")

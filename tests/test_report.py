@@ -32,7 +32,17 @@ from longtail.data.longtail import class_counts
 from longtail.errors import ResourceError, RunError
 from longtail.evaluation.intervals import paired_bootstrap
 from longtail.evaluation.metrics import compute_metrics, confusion, group_labels, per_class_accuracy
-from longtail.report import charts, comparing, comparison_rows, findings, plots, style, write_comparison, write_report
+from longtail.report import (
+    caution,
+    charts,
+    comparing,
+    comparison_rows,
+    findings,
+    plots,
+    style,
+    write_comparison,
+    write_report,
+)
 from longtail.report.columns import classes_per_column, running_mean, smoothing_window
 from longtail.report.folder import ClassRow, read_run
 from longtail.report.plots import accuracy_by_count, learning_curves, loss_terms, png
@@ -375,6 +385,34 @@ def test_the_page_says_what_the_groups_are_and_which_rest_on_few_images(tmp_path
     assert "It rests on few test images: many on 20, medium on 20, few on 40." in text
     text = Page(write_report(fake_run(tmp_path / "b", counts=[300, 60, 8, 5], tested=50))).text
     assert "rests on few" not in text
+
+
+def test_the_page_says_what_top_1_is_worth_where_classes_differ_in_images(tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "a", counts=[300, 60, 8, 5], tested=20)
+    assert "Classes differ in" not in Page(write_report(run)).text
+    found = read_run(run)
+    rows = [dataclasses.replace(row, test_count=n) for row, n in zip(found.classes, [10, 7, 3, 0], strict=True)]
+    said = caution.balance_sentence(dataclasses.replace(found, classes=rows))
+    balanced = findings.percent(found.last["balanced_accuracy"])
+    assert said.startswith("Classes differ in test images: to call every image class 0 would be right on 50.0%.")
+    assert said.endswith(f"is {balanced}.")
+
+
+def test_the_page_names_the_folder_of_ones_own_images(tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "a", counts=[300, 60, 8, 5])
+    dataset = read_run(run).results["dataset"]
+    assert f"concutmix on {dataset}" in Page(write_report(run)).text
+    description = json.loads((run / "run.json").read_text())
+    description["data"] = {**description.get("data", {}), "name": "My <b>Photos"}
+    (run / "run.json").write_text(json.dumps(description))
+    assert f"concutmix on My <b>Photos ({dataset})" in Page(write_report(run)).text
+
+
+def test_an_interval_that_rests_on_classes_of_one_image_is_said_to_be_too_narrow(tmp_path: Path) -> None:
+    run, other = (fake_run(tmp_path / name, counts=[300, 60, 8, 5], tested=1) for name in "ab")
+    assert "4 classes have a single image" in Page(write_report(run, baseline=other)).text
+    run, other = (fake_run(tmp_path / name, counts=[300, 60, 8, 5], tested=2) for name in "cd")
+    assert "a single image" not in Page(write_report(run, baseline=other)).text
 
 
 def test_the_best_epoch_is_labelled_with_what_selected_it(page: Page, tmp_path: Path) -> None:
@@ -831,6 +869,12 @@ def test_runs_have_labels_that_tell_them_apart(tmp_path: Path) -> None:
     assert [row.label for row in comparison_rows([one])] == ["concutmix"]
     assert [row.label for row in comparison_rows([one, two])] == ["concutmix, seed 1", "concutmix, seed 2"]
     assert [row.label for row in comparison_rows([two, again])] == ["concutmix (s2)", "concutmix (again)"]
+
+
+def test_runs_that_are_alike_on_the_tail_are_not_ranked(run_dir: Path, tmp_path: Path) -> None:
+    text = Page(write_comparison([run_dir, run_dir], tmp_path / "page.html")).text
+    assert "all runs have the same mean accuracy" in text
+    assert "the lowest" not in text
 
 
 def test_comparison_page_has_a_line_per_run_and_says_who_is_best_on_the_tail(run_dir: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import typer
 
 from longtail.commands import taking_away
 from longtail.commands.data import data
+from longtail.commands.words import OfSettings
 from longtail.errors import EXIT_BUG, ConfigError, LongtailError
 from longtail.runs.ending import stoppable, untyped
 
@@ -24,10 +25,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data, name="data")
 
-Settings = Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]", help="Settings laid over the others.")]
+Settings = Annotated[list[str] | None, typer.Argument(metavar="key=value", help="Settings laid over the others.")]
 
 
 def _version(wanted: bool) -> None:
@@ -63,9 +65,9 @@ def _split(target: str | None, settings: list[str] | None) -> tuple[str | None, 
     return target, words
 
 
-@app.command()
+@app.command(cls=OfSettings)
 def train(
-    target: Annotated[str | None, typer.Argument(metavar="[RECIPE|CONFIG.yaml]", help="e.g. scenes/concutmix")] = None,
+    target: Annotated[str | None, typer.Argument(metavar="RECIPE|CONFIG.yaml", help="e.g. scenes/concutmix")] = None,
     settings: Settings = None,
     out: Annotated[str | None, typer.Option(help="The run folder (the same as out=DIR).")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
@@ -81,12 +83,12 @@ def train(
         typer.echo(f"report: {report}")
 
 
-@app.command("eval")
+@app.command("eval", cls=OfSettings)
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or a folder made by export.")],
     settings: Settings = None,
 ) -> None:
-    """Evaluate trained weights again; which=best takes the best epoch's, data.path=... says where images are now."""
+    """Evaluate trained weights again. which=best takes the best epoch's; data.path=... is where images are now."""
     from longtail.api import evaluate_run
     from longtail.layers import parse_assignments
     from longtail.training.display import evaluation_table
@@ -104,15 +106,20 @@ def evaluate(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="One run folder, or several to compare.")],
-    out: Annotated[Path | None, typer.Option(help="The page to write.")] = None,
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="One run folder, or several to compare.")],
+    out: Annotated[Path | None, typer.Option(help="The page to write (RUN/report.html).")] = None,
     baseline: Annotated[
         Path | None, typer.Option(metavar="RUN", help="A run that the others are set against, on the same images.")
     ] = None,
 ) -> None:
-    """Write a run's report page, or a page that compares several runs."""
+    """Write the page of a run, or of several.
+
+    One run gives its report, RUN/report.html; several give a table, and a page that compares them.
+    """
     from longtail.report.page import write_comparison, write_report
 
+    if out is not None and out.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"--out {out}: a report is a page.", hint="Let its name end in .html")
     if len(runs) == 1:
         typer.echo(f"report: {write_report(runs[0], out, baseline)}")
         return
@@ -127,7 +134,7 @@ def report(
     typer.echo(f"report: {page}")
 
 
-@app.command()
+@app.command(cls=OfSettings)
 def study(
     file: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="e.g. studies/family-scenes.yaml")],
     settings: Settings = None,
@@ -136,7 +143,10 @@ def study(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what is finished and what would run.")] = False,
     only: Annotated[list[str] | None, typer.Option(metavar="ROW", help="Run this row only (may be repeated).")] = None,
 ) -> None:
-    """Run the missing runs of a study, rows of settings times seeds (or a search of settings); write its tables."""
+    """Train rows of settings with several seeds.
+
+    Runs what is missing of a study, or of a search of settings, and writes its tables.
+    """
     import shlex
 
     from longtail.layers import parse_assignments
@@ -178,12 +188,12 @@ def _search(file: Path, values: dict[str, Any], out: Path | None, jobs: int, dry
 
 app.command()(taking_away.predict)
 app.command()(taking_away.export)
-app.command("import")(taking_away.import_)
+app.command("import", cls=OfSettings)(taking_away.import_)
 
 
 @app.command()
 def recipes() -> None:
-    """List the recipes and where their numbers come from."""
+    """List the recipes, and their sources."""
     from longtail.recipes import recipe_names, recipe_note, recipe_source
 
     names = recipe_names()
@@ -195,9 +205,12 @@ def recipes() -> None:
 
 @app.command()
 def methods(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A method, to see more of it.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="A method, to see more of it.")] = None,
 ) -> None:
-    """List the methods, with paper and one line; of one, what its name stands for and what papers report of it."""
+    """List the methods.
+
+    Each with its paper and one line; of one, what its name stands for and what papers report of it.
+    """
     from longtail.errors import unknown_name
     from longtail.methods import METHODS
 
@@ -228,7 +241,7 @@ def _method(name: str) -> list[str]:
 
 @app.command()
 def detectors() -> None:
-    """List the saliency detectors, with one line, their cost and source."""
+    """List the saliency detectors."""
     from longtail.saliency.detectors import DETECTORS
 
     width = max(map(len, DETECTORS))
@@ -238,7 +251,10 @@ def detectors() -> None:
 
 @app.command()
 def schema() -> None:
-    """Print the JSON schema of a configuration file: every key, its type, its default and its meaning."""
+    """Print every key, as a JSON schema.
+
+    The schema of a configuration file has the type of each key, its default and its meaning.
+    """
     import json
 
     from longtail.config import Config

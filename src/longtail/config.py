@@ -17,12 +17,13 @@ from pydantic import BaseModel, Field, ValidationError, create_model
 
 from longtail.data.settings import DATA_NAMES, DataSettings
 from longtail.data.views import VIEWS
-from longtail.errors import ConfigError, nearest, unknown_name
+from longtail.errors import ConfigError, unknown_name
 from longtail.evaluation.scoring import ScoringSettings
 from longtail.layers import read_config_file
 from longtail.methods import METHODS
 from longtail.models import check_backbone
 from longtail.models.network import ModelSettings
+from longtail.other_words import meant_key
 from longtail.saliency.detectors import DETECTORS
 from longtail.settings import AbsolutePath, Settings, Time, resolve_time
 from longtail.training_settings import OptimSettings as OptimSettings
@@ -226,9 +227,7 @@ def _check_truth_values(values: Mapping[str, Any], method: type[Settings]) -> No
 
 
 def _unknown_key(key: str, known: Iterable[str] | None = None, method: str | None = None) -> None:
-    names = list(known if known is not None else known_keys())
-    last = key.rpartition(".")[2]
-    match = nearest(key, names) or next((name for name in names if name.rpartition(".")[2] == last), None)
+    match = meant_key(key, list(known if known is not None else known_keys()))
     where = f" of method '{method}'" if method and key.startswith("method.") else ""
     hint = f"Did you mean '{match}'?" if match else "longtail schema lists every key."
     raise ConfigError(f"Unknown key '{key}'{where}.", hint=hint)
@@ -259,13 +258,19 @@ def _explain(error: ValidationError, values: Mapping[str, Any]) -> str:
 
 
 def differences(one: Config, other: Config) -> list[str]:
-    """The keys in which two configs differ, but for the folder, how often they save, and what moves no bit."""
+    """The keys in which two configs differ, but for the folder, how often they save, and what moves no bit.
+
+    Of another method or data set only the name is told: the settings that come with it say nothing more.
+    """
     ignored = {"out", "data.download", "run.threads", "run.workers", "run.checkpoint_minutes", "run.stop_after_minutes"}
     ignored |= {"run.trackers", "run.checkpointing"}
     first, second = one.plain(), other.plain()
     found = []
     for group in first:
         if isinstance(first[group], dict):
+            if first[group].get("name") != second[group].get("name"):
+                found.append(f"{group}.name")
+                continue
             names = sorted(first[group].keys() | second[group].keys())
             missing = object()
             found += [

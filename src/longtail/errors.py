@@ -82,9 +82,9 @@ class StoppedError(LongtailError):
         self.exit_code = exit_code
 
 
-def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name most similar to ``name``, or None if nothing comes near."""
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
+    """The known name most similar to ``name``, or None if nothing comes near (difflib's ratio, 1 for equal names)."""
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return found[0] if found else None
 
 

@@ -105,7 +105,8 @@ def read_config_file(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"The configuration {path} cannot be read: {error.strerror}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from None
+        said = str(error).replace('"<unicode string>"', path.name)
+        raise ConfigError(f"{path} is not YAML: {said}") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ConfigError(f"{path} is not a mapping of keys to values.", hint="Example:\noptim:\n  epochs: 20")
     return values

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,8 @@ class Settings(BaseModel):
 
 
 def _from_anywhere(value: str) -> str:
+    if re.match(r"[a-z][a-z0-9+.-]+://", value, re.IGNORECASE):
+        raise ValueError("this is an address, and nothing is fetched: download it, unpack it, and give its path here")
     try:
         return str(Path(value).expanduser().absolute())
     except RuntimeError as error:  # ~NAME of nobody

@@ -24,10 +24,7 @@ data = typer.Typer(
 Spec = Annotated[
     str, typer.Argument(metavar="SPEC", help="A folder, a .csv, .txt or .npz file, or the name of a data set.")
 ]
-Words = Annotated[list[str] | None, typer.Argument(metavar="[data.KEY=value ...]", help="Settings of the data.")]
-
-KINDS = {".csv": "csv", ".txt": "list", ".lst": "list", ".list": "list", ".npz": "npz"}
-"""What a file is taken for by its name; data.name says otherwise."""
+Words = Annotated[list[str] | None, typer.Argument(metavar="data.KEY=value", help="Settings of the data.")]
 
 SHOWN = 3
 
@@ -38,7 +35,10 @@ def check(
     settings: Words = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """List what is wrong or worth a look; exit 3 if something must be mended."""
+    """Look at every image for what is wrong.
+
+    Lists what must be mended (the exit code is then 3), and what is worth a look.
+    """
     import json
 
     from longtail.data.checking import check_data
@@ -50,13 +50,18 @@ def check(
     else:
         _print_checked(checked)
     if checked.to_mend:
-        kinds = ", ".join(dict.fromkeys(finding.kind for finding in checked.to_mend))
-        raise DataError(f"{checked.name} must be mended: {kinds}.")
+        kinds = "; ".join(dict.fromkeys(finding.what.splitlines()[0].rstrip(".") for finding in checked.to_mend))
+        raise DataError(
+            f"{checked.name} must be mended: {kinds}.", hint="The table above names them; --json names all."
+        )
 
 
 @data.command()
 def stats(spec: Spec, settings: Words = None) -> None:
-    """Count the images of every class and split as training would use them, with groups and imbalance."""
+    """Count the images of every class.
+
+    By split, as training would use them, with groups and imbalance. No image of a folder, list or CSV is opened.
+    """
     from longtail.data.sheet import count_data
 
     asked = settings_of(spec, settings or [])
@@ -73,14 +78,17 @@ def show(
     settings: Words = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE.png", help="The picture to write (images.png).")] = None,
 ) -> None:
-    """Draw a sheet of a few training images of each class."""
+    """Draw a few images of every class.
+
+    One sheet of training images, of the largest class first.
+    """
     from longtail.data.sheet import sheet
     from longtail.files import disk_error
 
     asked = settings_of(spec, settings or [])
     file = out or Path("images.png")
     if file.suffix.lower() != ".png":
-        raise ConfigError(f"--out {file} is no .png file.")
+        raise ConfigError(f"--out {file}: the sheet is a .png file.", hint="Let its name end in .png")
     if out is None and file.exists():
         raise ConfigError(f"{file} exists already.", hint="Say where the picture is to go: --out FILE.png")
     page, rows, classes = sheet(asked)
@@ -101,7 +109,10 @@ def pack_command(
         int, typer.Option("--shard-megabytes", metavar="N", min=1, help="A shard has at most so many, or one image.")
     ] = 512,
 ) -> None:
-    """Write a set of image files as tar shards, which WebDataset reads too; FOLDER is then a data.path."""
+    """Write image files as tar shards.
+
+    WebDataset reads them too; the new FOLDER is then a data.path.
+    """
     from longtail.data.packing import pack
 
     asked = settings_of(spec, settings or [])
@@ -133,6 +144,8 @@ def settings_of(spec: str, words: list[str]) -> DataSettings:
 
 
 def _by_path(spec: str, given: dict[str, Any], known: list[str]) -> dict[str, Any]:
+    from longtail.data.settings import KINDS
+
     try:
         path = Path(spec).expanduser()
         there, is_folder = path.exists(), path.is_dir()

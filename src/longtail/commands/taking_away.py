@@ -16,7 +16,7 @@ Which = Annotated[str, typer.Option(metavar="last|best", help="The weights of th
 
 def predict(
     run: Run,
-    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Images, folders of them, FILE.npz[:ARRAY].")],
+    paths: Annotated[list[str], typer.Argument(metavar="PATH", help="Images, folders of them, FILE.npz[:ARRAY].")],
     out: Annotated[Path | None, typer.Option(help="Write every probability to a .csv or .jsonl file.")] = None,
     which: Which = "last",
     prior: Annotated[
@@ -25,7 +25,7 @@ def predict(
     ] = None,
     top: Annotated[int, typer.Option(min=0, metavar="K", help="The K most probable classes of an image alone.")] = 0,
 ) -> None:
-    """Predict images of one's own with a trained run."""
+    """Predict images with a trained run."""
     from longtail.evaluation.priors import parse_prior
     from longtail.prediction.predicting import SHOWN, predict_paths
 
@@ -59,7 +59,10 @@ def export(
     out: Annotated[Path | None, typer.Option(help="Where to (RUN/export/model-WHICH...).")] = None,
     which: Which = "last",
 ) -> None:
-    """Write a trained run for other programs: a checked graph, or a folder of weights with a model card."""
+    """Write a trained run for other programs.
+
+    A checked graph (ONNX, or an exported program of PyTorch), or a folder of weights with a model card.
+    """
     from longtail.errors import unknown_name
     from longtail.exchange.export import ENDINGS
     from longtail.exchange.export import export as write
@@ -75,11 +78,14 @@ def import_(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint of the public ConCutMix or BCL program.")],
     recipe: Annotated[str, typer.Option(metavar="DATASET/METHOD", help="What it was trained on and by.")],
     settings: Annotated[
-        list[str] | None, typer.Argument(metavar="[key=value ...]", help="Settings laid over the recipe's.")
+        list[str] | None, typer.Argument(metavar="key=value", help="Settings laid over the recipe's.")
     ] = None,
     out: Annotated[str | None, typer.Option(help="The run folder to make.")] = None,
 ) -> None:
-    """Make a run folder of a public checkpoint, to evaluate, predict with, export or start from."""
+    """Make a run of a public checkpoint.
+
+    What the public ConCutMix and BCL programs wrote is then evaluated, predicted with, exported or started from.
+    """
     from longtail.evaluation.evaluate import describe
     from longtail.exchange.importers import import_checkpoint
     from longtail.layers import parse_assignments

@@ -47,9 +47,22 @@ def list_folder(root: Path) -> Listing:
                 hint="The layout is train/CLASS/*, and optional val/CLASS/* and test/CLASS/*, in lower case.",
             )
         if not parts and not search.problems:
-            raise DataError(f"{root} holds no class folders.", hint="The layout is train/CLASS/* or CLASS/*.")
+            loose = sum(path.suffix.lower() in SUFFIXES for path, is_folder in search.entries(root) if not is_folder)
+            but = f", but {loose:,} {'image' if loose == 1 else 'images'}" if loose else ""
+            raise DataError(
+                f"{root} holds no class folders{but}.",
+                hint="The layout is CLASS/* or train/CLASS/*. Labels in a table: see data.name=csv."
+                if loose
+                else "The layout is CLASS/* or train/CLASS/*.",
+            )
         places = {"train": root}
     rows = {split: search.rows(place) for split, place in places.items()}
+    if search.classes and not any(rows.values()) and not search.problems:
+        held = f" It holds {shown(search.others[0])}." if search.others else ""
+        raise DataError(
+            f"{root} has class folders, as {shown(min(search.classes))}, and no image in them.{held}",
+            hint=f"Images are files named {', '.join(sorted(SUFFIXES))}.",
+        )
     search.say_left_out()
     return settle(root.name or "folder", rows, search.problems, search.notes, classes=sorted(search.classes))
 

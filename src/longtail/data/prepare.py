@@ -134,7 +134,7 @@ def check_classes(counts: Sequence[int], class_names: Sequence[str], allow_empty
     if len(counts) < 2:
         raise DataError(
             f"There is only one class, '{class_names[0]}': nothing to classify.",
-            hint="Give class_names if more classes are meant.",
+            hint="A folder for each class, or a label for each image, says which there are. Arrays take class_names.",
         )
     if not empty:
         return []
@@ -144,7 +144,7 @@ def check_classes(counts: Sequence[int], class_names: Sequence[str], allow_empty
         return [f"{len(empty)} {what}"]
     raise DataError(
         f"There {'is' if len(empty) == 1 else 'are'} {len(empty)} {what}.",
-        hint="Lower data.imbalance or data.val, add images, or accept it with data.allow_empty=true.",
+        hint="Add images, take the class out, lower data.imbalance or data.val, or accept it: data.allow_empty=true.",
     )
 
 

@@ -22,6 +22,9 @@ _RATIOS = (50, 25, 10, 5, 2)
 ALL_PROFILES = (*(f"forward-{ratio}" for ratio in _RATIOS), "uniform", *(f"backward-{r}" for r in reversed(_RATIOS)))
 """The test distributions of LADE and SADE (arXiv 2012.00321, 2107.09249), from like training to the opposite."""
 
+KINDS = {".csv": "csv", ".txt": "list", ".lst": "list", ".list": "list", ".npz": "npz"}
+"""What a file of images is taken for by its name; ``data.name`` says otherwise."""
+
 WITHOUT_PATH = ("scenes", "arrays")
 
 HELD_OUT = 0.2

@@ -6,6 +6,7 @@ import csv
 import io
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -153,7 +154,8 @@ def _cells(file: Path, columns: list[str], problems: list[str]) -> Iterator[tupl
     reader = csv.reader(io.StringIO(_text(file), newline=""), strict=True)
     try:
         header = [name.strip() for name in next(reader, [])]
-        places = [_column(name, header, file) for name in columns]
+        keys = ("image_column", "label_column", "split_column")
+        places = [_column(name, header, file, f"data.{key}") for key, name in zip(keys, columns, strict=False)]
         for row in reader:
             if not row:
                 continue
@@ -166,13 +168,15 @@ def _cells(file: Path, columns: list[str], problems: list[str]) -> Iterator[tupl
         raise DataError(f"{file.name}, line {reader.line_num} is no CSV: {error}") from None
 
 
-def _column(name: str, header: list[str], file: Path) -> int:
+def _column(name: str, header: list[str], file: Path, key: str) -> int:
     if header.count(name) == 1:
         return header.index(name)
     if name in header:
         raise DataError(f"{file} has several columns '{shown(name)}'.", hint="Rename all but one of them.")
     listed = ", ".join(f"'{shown(column)}'" for column in header) or "none"
     near = nearest(name, header)
-    keys = "data.image_column, data.label_column and data.split_column name the columns"
-    hint = f"{keys}; they are separated by commas." + (f" Did you mean '{shown(near)}'?" if near else "")
+    hint = f"Did you mean {key}={shlex.quote(shown(near))}? " if near else ""
+    hint += (
+        "data.image_column, data.label_column and data.split_column name the columns, which are separated by commas."
+    )
     raise DataError(f"{file} has no column '{shown(name)}'. Its columns: {shown(listed, 300)}.", hint=hint)

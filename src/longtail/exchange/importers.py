@@ -138,7 +138,11 @@ def read_checkpoint(file: Path) -> tuple[dict[str, Tensor], int | None]:
         ) from None
     except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise RunError(f"{file} cannot be read as a checkpoint: {reason}") from None
+        reason = "it is no file of PyTorch's" if isinstance(error, KeyError) else reason  # str(error) is a byte of it
+        raise RunError(
+            f"{file} cannot be read as a checkpoint: {reason}",
+            hint="Give the .pth or .pth.tar file that the public program wrote, or a .safetensors file.",
+        ) from None
     epoch = content.get("epoch") if isinstance(content, dict) else None
     found = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(found, dict) or not found or not all(isinstance(value, Tensor) for value in found.values()):

@@ -122,4 +122,7 @@ def check_backbone(name: str) -> None:
     if name.startswith(PREFIX):
         check_timm(name)
     elif name not in BACKBONES:
+        of_library = f"torchvision/{name}"
+        if of_library in BACKBONES:
+            raise ConfigError(f"Unknown backbone '{name}'.", hint=f"Did you mean '{of_library}'?")
         raise unknown_name("backbone", name, BACKBONES)

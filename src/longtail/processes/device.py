@@ -29,6 +29,8 @@ def resolve_device(name: str, number: int | None = None) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
+        if reason.startswith("Expected one of"):  # two dozen kinds, most of them nobody's
+            raise ConfigError(f"Unknown device run.device={name}.", hint="Use auto, cpu, cuda or mps.") from None
         raise ConfigError(f"run.device={name} cannot be used: {reason}", hint="Use auto or cpu.") from None
     return device
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from longtail.config import Config, build_config
-from longtail.errors import ConfigError, unknown_name
+from longtail.data.settings import KINDS
+from longtail.errors import ConfigError, nearest, unknown_name
 from longtail.layers import merge, parse_assignments, read_config_file
 from longtail.methods import METHODS
 from longtail.recipes.presets import NAMED, OF_IMBALANCE, PRESETS, TUNED, Tuned
@@ -48,9 +50,9 @@ def recipe(name: str, imbalance: float | None = None) -> dict[str, Any]:
     if not slash or data not in PRESETS or method not in METHODS:
         if slash and data in PRESETS:
             raise unknown_name("method", method, [*METHODS, *_named_of(data)])
-        if slash and method in METHODS:
+        if slash and method in METHODS and not Path(name).exists():
             raise unknown_name("data set", data, PRESETS)
-        raise unknown_name("recipe", name, recipe_names())
+        raise _no_recipe(name)
     entry = METHODS[method]
     named = {"data": {"name": data}, "model": entry.model, "method": {"name": method}, "test": entry.test}
     layers: list[Mapping[str, Any]] = [PRESETS[data], named, {"optim": entry.optim}]
@@ -59,6 +61,41 @@ def recipe(name: str, imbalance: float | None = None) -> dict[str, Any]:
     values = merge(*layers)
     chosen = imbalance if imbalance is not None else values["data"].get("imbalance")
     return merge(values, {"method": OF_IMBALANCE.get(name, {}).get(chosen, {})})
+
+
+def _no_recipe(name: str) -> ConfigError:
+    """The error for a word that stands where a recipe should: what it is instead, and what was probably meant."""
+    if name in METHODS:
+        return ConfigError(
+            f"'{name}' is a method; a recipe is DATASET/METHOD.",
+            hint=f"Example: scenes/{name}, or folder/{name} data.path=FOLDER",
+        )
+    if name in PRESETS:
+        return ConfigError(
+            f"'{name}' is a data set; a recipe is DATASET/METHOD.",
+            hint=f"Example: {name}/ce. Methods are listed by: longtail methods",
+        )
+    try:
+        path = Path(name).expanduser()
+        is_run, is_folder, is_file = (path / "run.json").is_file(), path.is_dir(), path.is_file()
+    except (OSError, RuntimeError, ValueError):  # no path at all
+        is_run = is_folder = is_file = False
+    if is_run:
+        again = f"longtail train {shlex.quote(str(path / 'config.yaml'))}"
+        return ConfigError(
+            f"'{name}' is a run folder, not a recipe.",
+            hint=f"Go on with it: {again} --resume\nTrain it again: {again} out=ELSEWHERE",
+        )
+    kind = "folder" if is_folder else KINDS.get(path.suffix.lower()) if is_file else None
+    if kind is not None:
+        word = shlex.quote(f"data.path={name}")
+        return ConfigError(
+            f"'{name}' is a {'folder' if is_folder else 'file'}, not a recipe.",
+            hint=f"If your images are there: longtail train {kind}/ce {word}",
+        )
+    match = nearest(name, recipe_names())
+    hint = f"Did you mean '{match}'?" if match else "A recipe is DATASET/METHOD: longtail recipes lists them."
+    return ConfigError(f"Unknown recipe '{name}'.", hint=hint)
 
 
 def load_config(target: str | Path | None, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Config:

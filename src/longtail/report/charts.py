@@ -97,8 +97,8 @@ def _bands(drawing: Drawing, ranked: Sequence[ClassRow], at: Scale, *panels: tup
             for upper, lower in panels:
                 drawing.add("rect", x=start, y=upper, width=end - start, height=lower - upper, class_=f"band {group}")
     texts = [f"{group} · {n} {'class' if n == 1 else 'classes'}" for group, _, _, n in spans]
-    if any(7.2 * len(text) > end - start for text, (_, start, end, _) in zip(texts, spans, strict=True)):
-        texts = [group if 7.2 * len(group) <= end - start else "" for group, start, end, _ in spans]
+    if any(8.0 * len(text) > end - start for text, (_, start, end, _) in zip(texts, spans, strict=True)):
+        texts = [group if 8.0 * len(group) <= end - start else "" for group, start, end, _ in spans]
     for (group, start, _, _), text in zip(spans, texts, strict=True):
         if text:
             drawing.add("text", text, x=start + 5, y=panels[0][0] + 12, class_=f"name {group}")

@@ -9,6 +9,7 @@ import numpy as np
 
 from longtail.evaluation.intervals import Interval, paired_bootstrap
 from longtail.report import findings
+from longtail.report.findings import split_of
 from longtail.report.folder import GROUPS, FinishedRun
 from longtail.report.svg import shortened
 from longtail.training.description import differing
@@ -71,11 +72,6 @@ def rows_of(runs: Sequence[FinishedRun]) -> list[ComparisonRow]:
             )
         )
     return rows
-
-
-def split_of(run: FinishedRun) -> str:
-    """The set that a run's results are of."""
-    return str(run.results.get("evaluated_on", "test"))
 
 
 def labels_of(runs: Sequence[FinishedRun]) -> list[str]:
@@ -151,6 +147,11 @@ def rarest_sentence(runs: Sequence[FinishedRun], rows: Sequence[ComparisonRow]) 
         return ""
     tails = [findings.thirds_of(run)["tail"] or 0.0 for run in runs]
     best, worst = int(np.argmax(tails)), int(np.argmin(tails))
+    if tails[best] == tails[worst]:
+        return (
+            "On the third of the classes with the fewest training images, all runs have the same mean accuracy, "
+            f"{findings.percent(tails[best])}."
+        )
     return (
         f"On the third of the classes with the fewest training images, {shortened(rows[best].label, 60)} has the "
         f"highest mean accuracy, {findings.percent(tails[best])}, {shortened(rows[worst].label, 60)} the lowest, "

@@ -12,6 +12,7 @@ from longtail.data.prepare import images_of
 from longtail.evaluation.intervals import wilson_interval
 from longtail.evaluation.metrics import expected_calibration_error, thirds
 from longtail.report.folder import GROUPS, ClassRow, FinishedRun
+from longtail.report.svg import shortened
 from longtail.settings import resolve_time
 
 EVENT_ENDINGS = ("milestones", "_epochs", "_start", "_stop", "_from")
@@ -66,6 +67,11 @@ def points(difference: float) -> str:
     return f"{100 * difference:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
+def split_of(run: FinishedRun) -> str:
+    """The set that a run's results are of."""
+    return str(run.results.get("evaluated_on", "test"))
+
+
 def groups_sentence(run: FinishedRun) -> str:
     """What the groups are, and which of their numbers rest on few images."""
     many, few = run.description["groups"]
@@ -74,9 +80,16 @@ def groups_sentence(run: FinishedRun) -> str:
     tested = {name: sum(row.test_count for row in run.classes if row.group == name) for name in run.group_sizes()}
     scarce = [f"{name} on {images}" for name, images in tested.items() if images < SCARCE]
     if scarce:
-        what = images_of(str(run.results.get("evaluated_on", "test")))
+        what = images_of(split_of(run))
         said += f" It rests on few {what}: {', '.join(scarce)}."
     return said
+
+
+def subject(run: FinishedRun) -> str:
+    """What was trained on: the data set, and of images of one's own the name of their folder or file."""
+    dataset, data = str(run.results["dataset"]), run.description.get("data")
+    name = data.get("name") if isinstance(data, Mapping) else None
+    return dataset if not isinstance(name, str) or name in ("", dataset) else f"{shortened(name, 60)} ({dataset})"
 
 
 def thirds_of(run: FinishedRun) -> dict[str, float | None]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from longtail.errors import RunError
 from longtail.files import read_json
 from longtail.layers import load_yaml
+from longtail.runs.missing import no_run
 
 GROUPS = ("many", "medium", "few")
 NEEDED = ("run.json", "config.yaml", "metrics.jsonl", "results.json", "per_class.csv")
@@ -92,9 +93,9 @@ def read_run(path: Path) -> FinishedRun:
     """Read the folder of a finished run; raises RunError for one that is absent, unfinished, incomplete or broken."""
     path = Path(path)
     if not path.is_dir():
-        raise RunError(f"There is no run folder {path}.")
+        raise no_run(path)
     if not (path / "run.json").is_file():
-        raise RunError(f"{path} is not a run folder: it has no run.json.")
+        raise no_run(path)
     description = _parsed(path / "run.json", _mapping)
     status = description.get("status")
     if status != "finished":

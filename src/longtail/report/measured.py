@@ -17,8 +17,7 @@ from longtail.evaluation.scoring import EVALUATION_BATCH, evaluating
 from longtail.explain.backgrounds import finished_model
 from longtail.prediction.predict import Model
 from longtail.report.charts import Space
-from longtail.report.comparing import split_of
-from longtail.report.findings import Confusion, hardest
+from longtail.report.findings import Confusion, hardest, split_of
 from longtail.report.folder import FinishedRun
 from longtail.report.images import Shot
 from longtail.report.remaking import Shown, remake

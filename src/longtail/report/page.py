@@ -22,9 +22,10 @@ from longtail.data.prepare import images_of
 from longtail.errors import ResourceError, RunError
 from longtail.evaluation.intervals import wilson_interval
 from longtail.files import write_atomic
-from longtail.report import charts, comparing, findings
+from longtail.report import caution, charts, comparing, findings
 from longtail.report.columns import classes_per_column
-from longtail.report.comparing import ComparisonRow, rows_of, split_of
+from longtail.report.comparing import ComparisonRow, rows_of
+from longtail.report.findings import split_of
 from longtail.report.folder import GROUPS, FinishedRun, read_run
 from longtail.report.images import Shot
 from longtail.report.measured import Measured, measure
@@ -74,6 +75,9 @@ def _about(run: FinishedRun) -> dict[str, Any]:
         "best": run.results.get("best"),
         "split": split_of(run),
         "tested": images_of(split_of(run)),
+        "subject": findings.subject(run),
+        "balance_sentence": caution.balance_sentence(run),
+        "single_sentence": caution.single_sentence(run),
         "groups_sentence": findings.groups_sentence(run),
         "images": sum(row.train_count for row in run.classes),
         "thirds": findings.thirds_of(run) if len(run.group_sizes()) < len(GROUPS) else {},

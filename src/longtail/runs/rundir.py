@@ -26,6 +26,7 @@ from torch import Tensor
 from longtail.errors import ConfigError, RunError
 from longtail.files import disk_error, read_json, write_atomic, write_json
 from longtail.layers import load_yaml
+from longtail.runs.missing import no_run
 
 SCHEMA = 1
 KEPT_CHECKPOINTS = 2
@@ -159,7 +160,7 @@ class RunDir:
     def description(self) -> dict[str, Any]:
         """run.json; raises RunError where there is none."""
         if not self.is_run:
-            raise RunError(f"{self.path} is not a run folder: it has no run.json.")
+            raise no_run(self.path)
         described: dict[str, Any] = read_json(self.path / "run.json")
         return described
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -39,10 +40,17 @@ def refuse_other_config(config: Config, run: RunDir) -> None:
     stored = stored_config(run)
     keys = differences(stored, config)
     if keys:
+        there, here = stored.plain(), config.plain()
+        listed = ", ".join(f"{key} ({_value(there, key)} there, {_value(here, key)} here)" for key in keys)
         raise ConfigError(
-            f"{run.path} was started with other settings: {', '.join(keys)}.",
+            f"{run.path} was started with other settings: {listed}.",
             hint="Resume with the same settings, or choose another out=DIR.",
         )
+
+
+def _value(values: Mapping[str, Any], key: str) -> str:
+    group, _, name = key.rpartition(".")
+    return reprlib.repr(values[group].get(name) if group else values[name])
 
 
 def with_shards(config: Config, run: RunDir, resuming: bool) -> Config:
