@@ -229,6 +229,7 @@ def test_hostile_names_are_printed_as_they_are_and_in_one_line(data_command: Com
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_ten_thousand_small_images_are_checked_within_a_minute(tmp_path: Path) -> None:
     for n in range(10_000):
         picture(tmp_path / "train" / str(n % 20) / f"{n}.jpg", n, height=64, width=64)

@@ -159,6 +159,7 @@ def test_a_signal_in_the_middle_of_a_page_does_not_wait_for_it(
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("number", "code"), SIGNALS)
 def test_a_command_that_makes_its_report_answers_a_signal_within_two_seconds(
