@@ -41,8 +41,8 @@ test: check  ## every check and the default tests
 
 test-slow: $(STAMP) browser  ## kills, fuzz, accuracy, the report in a browser; names what could not be run, and why
 	@failed=0; \
-	$(BIN)/python -m pytest -q -rs -m "slow and alone" || failed=1; \
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -q -rs -m "slow and not alone" || failed=1; \
+	$(BIN)/python -m pytest -q -rs -o timeout=1800 -m "slow and alone" || failed=1; \
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -q -rs -o timeout=1800 -m "slow and not alone" || failed=1; \
 	exit $$failed
 
 browser:  ## what tests/test_browser.py needs: installed where that can be done without asking, else the command is told

@@ -41,14 +41,16 @@ MASKED: dict[str, tuple[str, dict[str, Any]]] = {
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in METHODS},
-    "mixup": ("ce", {"method": {"mixing": "mixup", "partner_sampler": "reversed"}}),
-    "cutmix": ("balanced-softmax", {"method": {"mixing": "cutmix"}}),
+    "ce, mixup": ("ce", {"method": {"mixing": "mixup", "partner_sampler": "reversed"}}),
+    "balanced-softmax, cutmix": ("balanced-softmax", {"method": {"mixing": "cutmix"}}),
     "supervised": ("ce", {"method": {"contrast": "supervised", "hidden": 16, "dim": 8}}),
     "onecycle": ("ce", {"optim": {"schedule": "onecycle", "nesterov": True}}),
     "cosine classifier": ("concutmix", {"model": {"classifier": "cosine"}}),
     **MASKED,
 }
-"""Every method, and the points of the composed space that have no name."""
+"""Every method, and points of the composed space that have no name of their own."""
+
+assert all(VARIANTS[name] == (name, {}) for name in METHODS), "no point has taken the name of a method"
 
 
 def config_of(variant: str, archive: Path, folder: Path, /, **own: Any) -> Config:
