@@ -545,7 +545,7 @@ def kill_and_resume(launch: Launcher, configs: Sequence[Config], folder: Path, m
             return bool(checkpoints_of(folder) - before) or not command.is_running
 
         if number % 4 != 3:
-            wait_until(has_stepped, 240)
+            wait_until(has_stepped)
         time.sleep(moment)
         command.send(signal.SIGKILL)
         assert command.wait() == -signal.SIGKILL, command.stderr

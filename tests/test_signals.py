@@ -176,7 +176,7 @@ def test_a_command_that_makes_its_report_answers_a_signal_within_two_seconds(
         page.unlink(missing_ok=True)
         picture.unlink(missing_ok=True)
         command = launch(*words, "--resume")
-        wait_until(picture.is_file, 240)
+        wait_until(picture.is_file)
         time.sleep(0.02 * moment)
         sent = time.monotonic()
         if command.is_running:
