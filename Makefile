@@ -40,7 +40,10 @@ test: check  ## every check and the default tests
 	$(BIN)/python -m pytest -n $(JOBS) -q
 
 test-slow: $(STAMP) browser  ## kills, fuzz, accuracy, the report in a browser; names what could not be run, and why
-	$(BIN)/python -m pytest -q -rs -m slow
+	@failed=0; \
+	$(BIN)/python -m pytest -q -rs -o timeout=1800 -m "slow and alone" || failed=1; \
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -q -rs -o timeout=1800 -m "slow and not alone" || failed=1; \
+	exit $$failed
 
 browser:  ## what tests/test_browser.py needs: installed where that can be done without asking, else the command is told
 	@if command -v chromedriver >/dev/null && { command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null; then :; \
@@ -51,7 +54,7 @@ browser:  ## what tests/test_browser.py needs: installed where that can be done 
 coverage: $(STAMP)  ## lines and branches that the default and the slow tests run, and whether they are enough
 	rm -f .coverage .coverage.*
 	$(BIN)/python -m coverage run -m pytest -q -n $(JOBS) -o timeout=1800
-	$(BIN)/python -m coverage run -m pytest -q -m slow -o timeout=1800 --ignore tests/test_speed.py
+	$(BIN)/python -m coverage run -m pytest -q -n $(JOBS) --dist loadgroup -m slow -o timeout=1800 --ignore tests/test_speed.py
 	$(BIN)/python -m coverage combine -q
 	$(BIN)/python benchmarks/covered.py
 

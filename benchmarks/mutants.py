@@ -1,6 +1,6 @@
 """How many small faults their own tests see: a seeded random sample of mutants of the files that must not be wrong.
 
-python benchmarks/mutants.py [--count 200] [--seed 0] [--jobs 2] [--files rundir losses.contrastive] [--anew]
+python benchmarks/mutants.py [--count 200] [--seed 0] [--jobs 2] [--files runs.rundir losses.contrastive] [--anew]
 
 A mutant is one of these files with one operator, number, truth value, condition or call changed. Of its own test files
 those tests that run the changed line run against it, the fastest first, until one fails; a mutant that none fails on
@@ -39,8 +39,8 @@ SECONDS = 1800
 """Of the clock, for what waits forever; for what computes forever see :func:`verdict`."""
 
 OWN_TESTS: dict[str, tuple[str, ...]] = {
-    "rundir": ("test_rundir",),
-    "state": ("test_state", "test_rundir", "test_resume"),
+    "runs.rundir": ("test_rundir",),
+    "training.state": ("test_state", "test_rundir", "test_resume"),
     "data.sampling": ("test_sampling",),
     "losses.classification": ("test_losses",),
     "losses.contrastive": ("test_contrastive",),

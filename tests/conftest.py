@@ -59,6 +59,16 @@ def is_loopback(host: str) -> bool:
     return host in ("localhost", "") or host.startswith("127.") or host == "::1"
 
 
+TOGETHER = ("test_browser", "test_big_lists")
+"""Files whose tests share what takes long to make: with ``--dist loadgroup`` one process runs all of them."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem in TOGETHER:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 @pytest.fixture
 def shared() -> Path:
     """The folder of reference vectors beside the checkout; without it a test is skipped, in CI it fails."""

@@ -144,7 +144,8 @@ def test_check_and_stats_and_show_take_these_lists(small: tuple[str, Path]) -> N
 
 
 @pytest.mark.parametrize(
-    ("train", "val", "seconds"), [(30_000, 2_000, 2), pytest.param(437_513, 24_426, 10, marks=pytest.mark.slow)]
+    ("train", "val", "seconds"),
+    [(30_000, 2_000, 2), pytest.param(437_513, 24_426, 10, marks=[pytest.mark.slow, pytest.mark.alone])],
 )
 def test_half_a_million_lines_are_read_without_a_look_at_each_file(
     tmp_path: Path, train: int, val: int, seconds: float

@@ -234,11 +234,11 @@ def test_hostile_names_are_printed_as_they_are_and_in_one_line(data_command: Com
 def test_ten_thousand_small_images_are_checked_within_a_minute(tmp_path: Path) -> None:
     for n in range(10_000):
         picture(tmp_path / "train" / str(n % 20) / f"{n}.jpg", n, height=64, width=64)
-    began = time.monotonic()
+    began, computed = time.monotonic(), time.process_time()
     assert check_data(settings("folder", tmp_path)).findings == []
-    seconds = time.monotonic() - began
-    print(f"10,000 images in {seconds:.1f} s")
-    assert seconds < 60
+    seconds, computed = time.monotonic() - began, time.process_time() - computed
+    print(f"10,000 images in {seconds:.1f} s, {computed:.1f} s of them of this process's own")
+    assert computed < 60, "all threads together: others may share the machine"
 
 
 # stats ----------------------------------------------------------------------------------------------------------------

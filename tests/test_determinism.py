@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from longtail.methods import METHODS
 from longtail.recipes import load_config
 from longtail.rng import numpy_generator
 from longtail.training.loop import train
@@ -18,7 +19,9 @@ from pictures import folder
 from processes import Launcher
 from tiny import assignments, outcome, settings_of
 
-METHODS = ("concutmix", "paco", "smcl")
+QUICK = ("concutmix", "paco", "smcl")
+EVERY = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
+"""Three methods by default, and every one there is in the slow set."""
 
 
 def words_for(method: str, images: Path, out: Path) -> list[str]:
@@ -61,7 +64,7 @@ def seeded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     launcher.close()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EVERY)
 def test_the_seed_of_pythons_hashes_does_not_change_a_run(
     seeded: Launcher, images: Path, tmp_path: Path, expected: Callable[[str], dict[str, Any]], method: str
 ) -> None:
@@ -80,13 +83,17 @@ def test_hashes_do_differ_between_those_seeds() -> None:
     assert len(said) == 3
 
 
+@pytest.mark.parametrize(
+    "method", [name if name == "concutmix" else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
+)
 @pytest.mark.parametrize("order", ["reversed", "shuffled"])
-def test_the_order_that_a_disk_lists_files_in_does_not_change_a_run(
+def test_the_order_that_a_disk_lists_files_in_and_the_folder_one_stands_in_do_not_change_a_run(
     images: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     expected: Callable[[str], dict[str, Any]],
     order: str,
+    method: str,
 ) -> None:
     """Every listing that Python gives is in another order, and no image comes from the cache."""
     asked = 0
@@ -108,7 +115,7 @@ def test_the_order_that_a_disk_lists_files_in_does_not_change_a_run(
         def close(self) -> None:
             pass
 
-    whole = expected("concutmix")
+    whole = expected(method)
     list_folder, scan_folder = os.listdir, os.scandir
     monkeypatch.setattr(os, "listdir", lambda *given: other(list_folder(*given)))
 
@@ -118,7 +125,9 @@ def test_the_order_that_a_disk_lists_files_in_does_not_change_a_run(
 
     monkeypatch.setattr(os, "scandir", scan)
     monkeypatch.setenv("LONGTAIL_CACHE", str(tmp_path / "cache"))
-    found = run("concutmix", images, tmp_path / "run")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    found = run(method, images, tmp_path / "run")
     monkeypatch.undo()
     assert asked > 10
     assert found == whole

@@ -25,6 +25,7 @@ import yaml
 import longtail.cli as cli
 from amounts import amounts
 from longtail.data.checking import check_data
+from longtail.data.decoding import BrokenImageError, read_square
 from longtail.data.files import load_files
 from longtail.data.settings import DataSettings
 from longtail.errors import DataError
@@ -364,6 +365,14 @@ def test_corrupted_images_are_all_named_in_one_report_or_skipped_and_counted(tmp
     assert len(left.train) == count + 2 - len(unreadable)
     assert not unreadable & set(left.train.ids or ())
     assert any(f"cannot be read ({len(unreadable)})" in note for note in left.notes)
+    slowest = 0.0
+    for path in sorted(root.rglob("*.png")):
+        began = time.process_time()
+        with contextlib.suppress(BrokenImageError):
+            read_square(path, 8)
+        slowest = max(slowest, time.process_time() - began)
+    print(f"{len(unreadable)} of {count} unreadable; the slowest takes {1000 * slowest:.0f} ms")
+    assert slowest < SECONDS
 
 
 # Checkpoints that fit their digests -----------------------------------------------------------------------------------

@@ -240,7 +240,7 @@ def test_torchrun_ends_with_a_killed_process_and_leaves_none_behind(tiny_npz: Pa
     )
     workers: list[int] = []
     try:
-        wait_until(RunDir(tmp_path / "run").metrics.is_file, 120)
+        wait_until(RunDir(tmp_path / "run").metrics.is_file)
         workers = children(running.pid)
         assert len(workers) == 2
         os.kill(workers[1], signal.SIGKILL)

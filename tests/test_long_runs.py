@@ -70,6 +70,8 @@ def test_ten_thousand_steps_take_no_more_memory_files_or_time_at_the_end(tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.alone
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_is_answered_within_two_seconds_and_one_step(
     tiny_npz: Path, tmp_path: Path, launch: Launcher, number: int

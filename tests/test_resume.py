@@ -14,6 +14,7 @@ import torch
 import longtail.evaluation.evaluate as evaluation
 import longtail.evaluation.scoring as scoring
 import longtail.training.loop as training
+from amounts import NIGHTLY
 from longtail.config import Config
 from longtail.data.batch import Progress
 from longtail.errors import ConfigError, ResourceError, RunError, StoppedError
@@ -40,14 +41,16 @@ MASKED: dict[str, tuple[str, dict[str, Any]]] = {
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in METHODS},
-    "mixup": ("ce", {"method": {"mixing": "mixup", "partner_sampler": "reversed"}}),
-    "cutmix": ("balanced-softmax", {"method": {"mixing": "cutmix"}}),
+    "ce, mixup": ("ce", {"method": {"mixing": "mixup", "partner_sampler": "reversed"}}),
+    "balanced-softmax, cutmix": ("balanced-softmax", {"method": {"mixing": "cutmix"}}),
     "supervised": ("ce", {"method": {"contrast": "supervised", "hidden": 16, "dim": 8}}),
     "onecycle": ("ce", {"optim": {"schedule": "onecycle", "nesterov": True}}),
     "cosine classifier": ("concutmix", {"model": {"classifier": "cosine"}}),
     **MASKED,
 }
-"""Every method, and the points of the composed space that have no name."""
+"""Every method, and points of the composed space that have no name of their own."""
+
+assert all(VARIANTS[name] == (name, {}) for name in METHODS), "no point has taken the name of a method"
 
 
 def config_of(variant: str, archive: Path, folder: Path, /, **own: Any) -> Config:
@@ -542,7 +545,7 @@ def kill_and_resume(launch: Launcher, configs: Sequence[Config], folder: Path, m
             return bool(checkpoints_of(folder) - before) or not command.is_running
 
         if number % 4 != 3:
-            wait_until(has_stepped, 240)
+            wait_until(has_stepped)
         time.sleep(moment)
         command.send(signal.SIGKILL)
         assert command.wait() == -signal.SIGKILL, command.stderr
@@ -567,9 +570,10 @@ def test_kill_9_at_random_moments_and_resume_end_the_same(
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
+@pytest.mark.parametrize("night", range(NIGHTLY))
 @pytest.mark.parametrize("variant", list(VARIANTS))
 def test_kill_9_in_every_method_at_twenty_moments(
-    tiny_npz: Path, tmp_path: Path, launch: Launcher, variant: str
+    tiny_npz: Path, tmp_path: Path, launch: Launcher, variant: str, night: int
 ) -> None:
     """Twenty kills, in starts with 0 and with 2 workers by turns; nearly all in the middle of an epoch."""
     longer = {"optim": {"epochs": 80}}
@@ -580,7 +584,7 @@ def test_kill_9_in_every_method_at_twenty_moments(
         config_of(variant, tiny_npz, tmp_path / "run", **merge(longer, OFTEN, {"run": {"workers": workers}}))
         for workers in (0, 2)
     ]
-    moments = [float(moment) for moment in seconds / 20 * numpy_generator(0, "kill", variant).random(20)]
+    moments = [float(moment) for moment in seconds / 20 * numpy_generator(night, "kill", variant).random(20)]
     left = kill_and_resume(launch, configs, tmp_path / "run", moments)
     print(f"{variant}: left at steps {left}")
     assert left == sorted(left)

@@ -13,6 +13,7 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(1800)
 def test_a_step_of_cross_entropy_takes_at_most_15_percent_more_than_the_bare_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -20,6 +21,30 @@ def test_a_step_of_cross_entropy_takes_at_most_15_percent_more_than_the_bare_net
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     row = importlib.import_module("throughput").bench("ce", 20, 0, tmp_path)
     assert row["ratio"] < 1.15
+
+
+@pytest.mark.parametrize(
+    ("method", "backbone", "batch", "steps"),
+    [
+        ("ce", "resnet20", 64, 2),
+        *(
+            pytest.param(
+                method, "resnet32", 256, 6, marks=[pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(1800)]
+            )
+            for method in ("ce", "concutmix", "paco")
+        ),
+    ],
+)
+def test_all_guards_together_take_at_most_3_percent_of_a_step(
+    monkeypatch: pytest.MonkeyPatch, method: str, backbone: str, batch: int, steps: int
+) -> None:
+    """Each step's guards are timed right after it, so that a busy machine slows both alike; medians are compared."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    step, guards, saving = importlib.import_module("guards").measure(method, batch, backbone, steps)
+    print(f"{method}: {100 * guards / step:.2f} % of a step of {step:.2f} s; a checkpoint {saving:.2f} s")
+    assert 0 < guards < 0.03 * step
+    # A checkpoint every five minutes, which is the default, is a guard as well.
+    assert guards / step + saving / 300 < 0.03
 
 
 def test_the_table_of_speed_takes_what_the_benchmark_saves() -> None:
