@@ -235,8 +235,8 @@ def test_a_picture_cut_short_is_refused_by_name(model: Model, tmp_path: Path) ->
 
 
 def test_loading_refuses_what_is_no_run(tmp_path: Path) -> None:
-    for path in (tmp_path / "absent", tmp_path):
-        with pytest.raises(RunError, match="not a run folder") as caught:
+    for path, said in ((tmp_path / "absent", "There is no run folder"), (tmp_path, "not a run folder")):
+        with pytest.raises(RunError, match=said) as caught:
             longtail.load(path)
         assert caught.value.exit_code == 4
 
