@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -51,7 +52,8 @@ class Command:
 
     def send(self, number: int = signal.SIGKILL) -> None:
         """Send a signal; one that comes too late is none."""
-        os.kill(self.pid, number)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
 
     @property
     def is_running(self) -> bool:
