@@ -13,11 +13,11 @@ from unittest import mock
 
 import torch
 
-import longtail.training.loop
 from longtail.data.loader import Loader
 from longtail.methods import Method
 from longtail.models.network import Network
 from longtail.runs.rundir import RunDir
+from longtail.training import loop, setup
 from longtail.training.state import RunState
 
 PARTS = {
@@ -80,7 +80,7 @@ class Stopwatch:
     @contextlib.contextmanager
     def attached(self) -> Iterator[None]:
         """Within it the program's functions are timed."""
-        build, evaluate = longtail.training.build_method, longtail.training.evaluate
+        build, evaluate = setup.build_method, loop.evaluate
 
         def evaluated(method: Method, images: Any, *more: Any) -> Any:
             began = time.perf_counter()
@@ -101,7 +101,7 @@ class Stopwatch:
         with contextlib.ExitStack() as stack:
             for owner, name, part in places:
                 stack.enter_context(mock.patch.object(owner, name, self.timed(part, getattr(owner, name))))
-            watching = mock.patch.object(longtail.training, "build_method", lambda *given: self.watch(build(*given)))
+            watching = mock.patch.object(setup, "build_method", lambda *given: self.watch(build(*given)))
             stack.enter_context(watching)
-            stack.enter_context(mock.patch.object(longtail.training, "evaluate", evaluated))
+            stack.enter_context(mock.patch.object(loop, "evaluate", evaluated))
             yield

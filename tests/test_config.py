@@ -162,11 +162,13 @@ def test_a_key_that_is_near_to_none_of_ours_gets_no_wrong_suggestion(word: str) 
     assert refusal("scenes/ce", word).hint == "longtail schema lists every key."
 
 
-def test_the_words_of_other_programs_are_no_keys_of_ours_and_stand_for_some() -> None:
+def test_the_words_of_other_programs_stand_for_one_key_of_ours_each_and_for_none_by_themselves() -> None:
     known = known_keys()
     assert set(OTHER_WORDS) <= set(known)
     words = [word for several in OTHER_WORDS.values() for word in several]
     assert len(words) == len(set(words))
+    last = {key.rpartition(".")[2] for key in known}
+    assert set(words) & last == {"name", "root"}, "which without their group mean something else there"
 
 
 @pytest.mark.parametrize("path", ["https://example.org/photos.zip", "s3://bucket/photos"])
@@ -174,8 +176,9 @@ def test_an_address_is_no_path(path: str) -> None:
     assert "nothing is fetched" in refusal("folder/ce", f"data.path={path}").message
 
 
-def test_a_path_with_a_colon_is_a_path(tmp_path: Path) -> None:
-    assert load_config("folder/ce", [f"data.path={tmp_path}/a:b//c"]).data.path == f"{tmp_path}/a:b/c"
+def test_a_path_with_a_colon_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_config("folder/ce", ["data.path=set:one//two"]).data.path == f"{tmp_path}/set:one/two"
 
 
 def test_of_another_method_or_data_set_only_the_name_differs() -> None:

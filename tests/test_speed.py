@@ -23,6 +23,15 @@ def test_a_step_of_cross_entropy_takes_at_most_15_percent_more_than_the_bare_net
     assert row["ratio"] < 1.15
 
 
+def test_the_benchmark_of_a_step_still_finds_every_part_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without compilation and in three steps, so that the functions it times may not move unnoticed."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    row = importlib.import_module("throughput").bench("bcl", 3, 0, tmp_path, quick=True)
+    assert row["ratio"] > 0
+    assert all(row["breakdown_s"][part] > 0 for part in ("augment", "forward", "losses", "backward", "optimizer"))
+    assert row["evaluation_images_per_s"] > 0
+
+
 @pytest.mark.parametrize(
     ("method", "backbone", "batch", "steps"),
     [
