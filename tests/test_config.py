@@ -1,5 +1,6 @@
 """The configuration: what it takes, what it refuses and in which words, and what its key stands for."""
 
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -588,6 +589,18 @@ def test_a_path_is_absolute_so_that_the_config_holds_from_any_folder(
     config = load_config("npz/ce", [f"{key}=a.npz"])
     assert (config.data.path if key == "data.path" else config.init) == str(tmp_path / "a.npz")
     assert f"{key}=" in refusal("npz/ce", f"{key}=~nobody-of-this-name/a.npz").message
+
+
+def test_two_spellings_of_a_path_are_one_setting_unless_a_link_makes_them_two_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "far" / "away").mkdir(parents=True)
+    (tmp_path / "work" / "link").symlink_to(tmp_path / "far" / "away")
+    monkeypatch.chdir(tmp_path / "work")
+    paths = {name: load_config("npz/ce", [f"data.path={name}"]).data.path for name in ("../a.npz", "link/../a.npz")}
+    assert paths["../a.npz"] == str(tmp_path / "a.npz")
+    assert os.path.realpath(str(paths["link/../a.npz"])) == str(tmp_path / "far" / "a.npz")
 
 
 def test_a_config_goes_through_pickle_so_that_other_processes_can_have_it() -> None:

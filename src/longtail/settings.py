@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from pathlib import Path
 from typing import Annotated
@@ -22,13 +23,16 @@ def _from_anywhere(value: str) -> str:
     if re.match(r"[a-z][a-z0-9+.-]+://", value, re.IGNORECASE):
         raise ValueError("this is an address, and nothing is fetched: download it, unpack it, and give its path here")
     try:
-        return str(Path(value).expanduser().absolute())
+        path = str(Path(value).expanduser().absolute())
     except RuntimeError as error:  # ~NAME of nobody
         raise ValueError(str(error).rstrip(".")) from None
+    short = os.path.normpath(path)
+    return short if os.path.realpath(short) == os.path.realpath(path) else path  # after a link, a/.. is elsewhere
 
 
 AbsolutePath = Annotated[str, AfterValidator(_from_anywhere)]
-"""A path that is made absolute, so that a run's config.yaml repeats it from any working directory."""
+"""A path that is made absolute, so that a run's config.yaml repeats it from any working directory. One file has one
+spelling: ``a/../b`` and ``b`` are the same settings."""
 
 
 def _check_time(value: int | float) -> int | float:
