@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from longtail.config import Config
-from longtail.data.big_lists import BIG_LISTS
+from longtail.data.reading.big_lists import BIG_LISTS
 from longtail.methods.smcl import SMCL
 from longtail.models import build_backbone
 from longtail.recipes import load_config, recipe_source

@@ -28,10 +28,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.transforms import functional as vision
 
-from longtail.data import cutting, jpeg
-from longtail.data.color import ColorJitter
-from longtail.data.geometry import Flip, ResizedCrop
+from longtail.data.reading import cutting, jpeg
 from longtail.data.views import View
+from longtail.data.views.color import ColorJitter
+from longtail.data.views.geometry import Flip, ResizedCrop
 from longtail.rng import generator, numpy_generator
 
 OUT = Path("runs/bench/decoding.json")
@@ -40,7 +40,7 @@ SIZE, SCALE, BATCH = 224, (0.08, 1.0), 32
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 DEFINITIONS = {
-    "ours": "longtail.data.jpeg.read_windows with simplejpeg: data.decoding=scaled",
+    "ours": "longtail.data.reading.jpeg.read_windows with simplejpeg: data.decoding=scaled",
     "program, whole": "data.decoding=whole, the default: Pillow decodes the whole file and resizes the crop",
     "ours, pillow": "the same with Pillow's decoder",
     "pil": "PIL decodes the whole file; torchvision's RandomResizedCrop on the PIL image",

@@ -56,8 +56,8 @@ def libraries(place: Path) -> float:
 
 
 def lists(place: Path) -> Any:
-    from longtail.data.big_lists import missing_files
     from longtail.data.files import list_files
+    from longtail.data.reading.big_lists import missing_files
     from longtail.data.settings import DataSettings
 
     first = 0

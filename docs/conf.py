@@ -37,7 +37,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"(?!longtail\.).*"),
     (
         "py:class",
-        r"longtail\.(config|evaluation\.scoring|models|data\.views|data\.prepare|data\.open|data\.image_files|processes\.sharing)\..*",
+        r"longtail\.(config|evaluation\.scoring|models|data\.views|data\.prepare|data\.open|data\.reading\.image_files|processes\.sharing)\..*",
     ),
     ("py:class", r"longtail\.methods\..*Settings"),
 ]

@@ -6,7 +6,7 @@ import torch
 from numpy.typing import NDArray
 
 from longtail.data import ImageSet, Source, from_arrays
-from longtail.data.arrays import pixel_statistics, resize
+from longtail.data.sources.arrays import pixel_statistics, resize
 from longtail.errors import ConfigError, DataError
 from longtail.rng import numpy_generator
 

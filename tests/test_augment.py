@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from longtail.data import augment, geometry, policies
+from longtail.data.views import augment, geometry, policies
 from longtail.errors import DataError
 from longtail.rng import generator, keyed_global_rng
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from longtail.api import run_config
-from longtail.data.big_lists import BIG_LISTS, missing_files
 from longtail.data.checking import check_data
 from longtail.data.files import list_files, load_files
-from longtail.data.image_files import ImageFiles
 from longtail.data.open import open_data
+from longtail.data.reading.big_lists import BIG_LISTS, missing_files
+from longtail.data.reading.image_files import ImageFiles
 from longtail.data.settings import BIG
 from longtail.data.sheet import count_data, sheet
 from longtail.errors import DataError

@@ -16,7 +16,7 @@ import torchvision.datasets as published
 from numpy.typing import NDArray
 
 from longtail.data import load_source
-from longtail.data.cifar import ArrayUnpickler
+from longtail.data.sources.cifar import ArrayUnpickler
 from longtail.errors import DataError
 from longtail.rng import numpy_generator
 

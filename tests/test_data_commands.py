@@ -16,8 +16,8 @@ from PIL import Image
 
 from longtail.cli import main
 from longtail.data.checking import check_data
-from longtail.data.decoding import read_square
 from longtail.data.open import open_data
+from longtail.data.reading.decoding import read_square
 from longtail.data.sheet import PER_CLASS, count_data, sheet
 from pictures import SIZE, folder, lines, picture, pictures, settings, table
 from tiny import write_npz

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from longtail.data.decoding import BrokenImageError, quiet_pillow, read_square
+from longtail.data.reading.decoding import BrokenImageError, quiet_pillow, read_square
 from longtail.rng import numpy_generator
 from pictures import picture
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from longtail.api import Run
 from longtail.data.images import ImageSet
-from longtail.data.scenes import load_scenes
+from longtail.data.sources.scenes import load_scenes
 from longtail.data.views import View, build_view
 from longtail.errors import ConfigError, DataError, RunError
 from longtail.explain import (

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from longtail.api import run_config
 from longtail.data import files as files_module
-from longtail.data.decoding import MAX_PIXELS, read_square
 from longtail.data.files import list_files, load_files
-from longtail.data.image_files import ImageFiles
-from longtail.data.listing import as_text, shown
 from longtail.data.open import open_data
+from longtail.data.reading.decoding import MAX_PIXELS, read_square
+from longtail.data.reading.image_files import ImageFiles
+from longtail.data.reading.listing import as_text, shown
 from longtail.data.settings import check_complete
 from longtail.errors import ConfigError, DataError
 from longtail.recipes import load_config

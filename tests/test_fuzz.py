@@ -22,8 +22,8 @@ import longtail.cli as cli
 from amounts import NIGHTLY, amounts
 from longtail.config import build_config, known_keys
 from longtail.data.files import list_files
-from longtail.data.npz import load_npz
 from longtail.data.settings import DataSettings
+from longtail.data.sources.npz import load_npz
 from longtail.errors import ConfigError, DataError, LongtailError, RunError
 from longtail.layers import load_yaml, parse_assignments
 from longtail.methods import METHODS

@@ -25,8 +25,8 @@ import yaml
 import longtail.cli as cli
 from amounts import amounts
 from longtail.data.checking import check_data
-from longtail.data.decoding import BrokenImageError, read_square
 from longtail.data.files import load_files
+from longtail.data.reading.decoding import BrokenImageError, read_square
 from longtail.data.settings import DataSettings
 from longtail.errors import DataError
 from longtail.files import as_cell

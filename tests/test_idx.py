@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from longtail.data import load_source
-from longtail.data.idx import read_idx
+from longtail.data.sources.idx import read_idx
 from longtail.errors import DataError
 from longtail.rng import numpy_generator
 

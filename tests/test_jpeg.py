@@ -15,10 +15,10 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 from torch import Tensor
 
-from longtail.data import jpeg
-from longtail.data.decoding import BrokenImageError
-from longtail.data.geometry import ResizedCrop
-from longtail.data.jpeg import Window, _Header, read_windows, windows_of
+from longtail.data.reading import jpeg
+from longtail.data.reading.decoding import BrokenImageError
+from longtail.data.reading.jpeg import Window, _Header, read_windows, windows_of
+from longtail.data.views.geometry import ResizedCrop
 from longtail.rng import generator
 
 SIZE = 48

@@ -24,21 +24,22 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from longtail.api import run_config
-from longtail.data import packing, shards
+from longtail.data import packing
 from longtail.data.batch import DataNeeds
 from longtail.data.checking import check_data
-from longtail.data.decoding import opened, read_square, to_rgb
 from longtail.data.files import list_files, load_files
-from longtail.data.image_files import ImageFiles
 from longtail.data.images import ImageSet
-from longtail.data.listing import Entry, Listing
-from longtail.data.members import Member, bytes_of
 from longtail.data.open import open_data
 from longtail.data.packing import pack
-from longtail.data.readers import close_readers, read_by
+from longtail.data.reading import shards
+from longtail.data.reading.decoding import opened, read_square, to_rgb
+from longtail.data.reading.image_files import ImageFiles
+from longtail.data.reading.listing import Entry, Listing
+from longtail.data.reading.members import Member, bytes_of
+from longtail.data.reading.readers import close_readers, read_by
+from longtail.data.reading.shard_index import INDEX, _digest, read_index, save_index
+from longtail.data.reading.shards import is_packed, list_shards
 from longtail.data.settings import DataSettings
-from longtail.data.shard_index import INDEX, _digest, read_index, save_index
-from longtail.data.shards import is_packed, list_shards
 from longtail.data.stream_loader import loader_for
 from longtail.data.views import VIEWS, build_view
 from longtail.errors import ConfigError, DataError

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longtail.data import Prepared, Source, class_counts, from_arrays, prepare, subsample
-from longtail.data.arrays import pixel_statistics
 from longtail.data.prepare import check_classes
+from longtail.data.sources.arrays import pixel_statistics
 from longtail.errors import ConfigError, DataError
 
 

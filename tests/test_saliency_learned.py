@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from longtail.data.scenes import load_scenes
+from longtail.data.sources.scenes import load_scenes
 from longtail.errors import DataError
 from longtail.rng import generator
 from longtail.saliency import learned

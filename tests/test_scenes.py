@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from longtail.data.images import ImageSet, Source
 from longtail.data.longtail import ClassStats, class_counts
-from longtail.data.scene_rendering import CONTRAST, Material, Scene, background, load_material, opacity, render
-from longtail.data.scenes import (
+from longtail.data.sources.scene_rendering import CONTRAST, Material, Scene, background, load_material, opacity, render
+from longtail.data.sources.scenes import (
     FAMILIES,
     IMBALANCE,
     N_MAX,

@@ -18,8 +18,8 @@ from threadpoolctl import threadpool_limits
 
 from longtail.data.images import ImageSet
 from longtail.data.longtail import class_counts
-from longtail.data.scene_rendering import Material, Scene, background, load_material
-from longtail.data.scenes import IMBALANCE, N_MAX, families_seen, load_scenes, plan_balanced, plan_train
+from longtail.data.sources.scene_rendering import Material, Scene, background, load_material
+from longtail.data.sources.scenes import IMBALANCE, N_MAX, families_seen, load_scenes, plan_balanced, plan_train
 
 CLASSES = 10
 COUNTS = class_counts(N_MAX, CLASSES, IMBALANCE)

@@ -25,9 +25,17 @@ from longtail.config import build_config
 from longtail.data.images import ImageSet, Source
 from longtail.data.longtail import class_counts
 from longtail.data.open import open_data
-from longtail.data.scene_rendering import FAINTEST, Material, Scene, background, load_material, opacity, render
-from longtail.data.scenes import IMBALANCE, N_MAX, families_seen, load_scenes, plan_balanced, plan_train, split_digits
 from longtail.data.settings import DataSettings, check_complete
+from longtail.data.sources.scene_rendering import FAINTEST, Material, Scene, background, load_material, opacity, render
+from longtail.data.sources.scenes import (
+    IMBALANCE,
+    N_MAX,
+    families_seen,
+    load_scenes,
+    plan_balanced,
+    plan_train,
+    split_digits,
+)
 from longtail.errors import ConfigError
 
 CLASSES = 10

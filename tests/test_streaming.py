@@ -16,22 +16,22 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from longtail.data import cutting, jpeg, reading_all
 from longtail.data.batch import DataNeeds
-from longtail.data.cutting import Draw, Part, Window, cut, read_squares, undecodable
-from longtail.data.decoding import opened, to_rgb, upright_size
 from longtail.data.files import load_files
-from longtail.data.geometry import ResizedCrop
-from longtail.data.image_files import PART, ImageFiles, chunks
 from longtail.data.images import ImageSet
 from longtail.data.loader import Loader
-from longtail.data.members import Member
 from longtail.data.open import open_data
-from longtail.data.readers import Asked, close_readers, read, read_by
+from longtail.data.reading import cutting, jpeg, reading_all
+from longtail.data.reading.cutting import Draw, Part, Window, cut, read_squares, undecodable
+from longtail.data.reading.decoding import opened, to_rgb, upright_size
+from longtail.data.reading.image_files import PART, ImageFiles, chunks
+from longtail.data.reading.members import Member
+from longtail.data.reading.readers import Asked, close_readers, read, read_by
+from longtail.data.reading.squares import middle_square
 from longtail.data.settings import DataSettings
-from longtail.data.squares import middle_square
 from longtail.data.stream_loader import StreamLoader, loader_for
 from longtail.data.views import VIEWS, build_view
+from longtail.data.views.geometry import ResizedCrop
 from longtail.errors import ConfigError, DataError, ResourceError
 from longtail.rng import generator
 from longtail.training import detection
@@ -215,7 +215,7 @@ def test_a_batch_is_the_same_wherever_the_loader_starts(root: Path) -> None:
 
 def test_the_size_of_a_part_changes_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = tensors(loader(streamed(root), "contrastive"), 0, 2)
-    monkeypatch.setattr("longtail.data.image_files.PART", 2)
+    monkeypatch.setattr("longtail.data.reading.image_files.PART", 2)
     assert PART != 2
     assert_same(whole, tensors(loader(streamed(root), "contrastive"), 0, 2))
 
@@ -441,7 +441,7 @@ def test_a_part_of_a_batch_has_the_rows_of_its_own(root: Path) -> None:
 def test_mean_and_deviation_are_those_of_a_sample_spread_over_the_files(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("longtail.data.arrays.SAMPLE", 10)
+    monkeypatch.setattr("longtail.data.sources.arrays.SAMPLE", 10)
     kept = open_data(settings("folder", root, stream=False)).train.stacked[::4].double() / 255
     data = open_data(settings("folder", root, stream=True))
     assert data.mean == pytest.approx(kept.mean((0, 2, 3)).tolist(), rel=1e-6)

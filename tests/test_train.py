@@ -23,7 +23,7 @@ import longtail.training.starting as starting
 import longtail.training.updating as updating
 from longtail.api import Run
 from longtail.config import NUMBERS_VERSION, Config
-from longtail.data.npz import load_npz
+from longtail.data.sources.npz import load_npz
 from longtail.errors import ConfigError, DataError, DivergedError, ResourceError, RunError
 from longtail.recipes import load_config
 from longtail.runs.rundir import RunDir

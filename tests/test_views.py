@@ -9,11 +9,11 @@ import torch
 import torchvision.transforms.v2.functional as TF
 from torch import Tensor
 
-from longtail.data import policies, views
-from longtail.data.augment import Params, as_float
-from longtail.data.color import Color
-from longtail.data.geometry import Flip, ResizedCrop
-from longtail.data.views import VIEWS, View, ViewParams, build_view, select
+from longtail.data import views
+from longtail.data.views import VIEWS, View, ViewParams, build_view, policies, select
+from longtail.data.views.augment import Params, as_float
+from longtail.data.views.color import Color
+from longtail.data.views.geometry import Flip, ResizedCrop
 from longtail.errors import ConfigError, DataError
 from longtail.rng import generator
 

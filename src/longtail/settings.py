@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
@@ -27,7 +28,10 @@ def _from_anywhere(value: str) -> str:
     except RuntimeError as error:  # ~NAME of nobody
         raise ValueError(str(error).rstrip(".")) from None
     short = os.path.normpath(path)
-    return short if os.path.realpath(short) == os.path.realpath(path) else path  # after a link, a/.. is elsewhere
+    with contextlib.suppress(ValueError):  # a name that no file can have: who opens it says so
+        if short != path and os.path.realpath(short) != os.path.realpath(path):
+            return path  # a/.. is elsewhere where a is a link
+    return short
 
 
 AbsolutePath = Annotated[str, AfterValidator(_from_anywhere)]

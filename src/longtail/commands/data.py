@@ -177,7 +177,7 @@ def _print_checked(checked: Checked) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from longtail.data.listing import first_few, shown
+    from longtail.data.reading.listing import first_few, shown
 
     console = _console()
     sets = ", ".join(f"{count:,} {split}" for split, count in checked.images.items())
@@ -199,7 +199,7 @@ def _counts_table(counted: Prepared, asked: DataSettings) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from longtail.data.listing import shown
+    from longtail.data.reading.listing import shown
 
     groups = counted.stats.groups(*asked.groups)
     of_class = {k: group for group, members in groups.items() for k in members}

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from longtail.data.decoding import BrokenImageError, opened, quiet_pillow, read_pixels
 from longtail.data.files import Say, list_files
 from longtail.data.images import Source
-from longtail.data.listing import SPLITS, Listing, alike, shown
 from longtail.data.open import open_source
+from longtail.data.reading.decoding import BrokenImageError, opened, quiet_pillow, read_pixels
+from longtail.data.reading.listing import SPLITS, Listing, alike, shown
 from longtail.data.settings import FILES, DataSettings
 from longtail.errors import DataError
 

@@ -19,18 +19,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from longtail.data.big_lists import BIG_LISTS, compared, list_big, missing_files
-from longtail.data.decoding import DECODING_VERSION, BrokenImageError, quiet_pillow, read_square
-from longtail.data.folders import list_folder
-from longtail.data.image_files import ImageFiles
 from longtail.data.images import ImageSet, Source
-from longtail.data.listing import SPLITS, Entry, Listing, first_few, shown
-from longtail.data.members import state_of
 from longtail.data.prepare import check_classes
-from longtail.data.reading_all import leave_out, note_of, refuse_broken, refuse_empty
+from longtail.data.reading.big_lists import BIG_LISTS, compared, list_big, missing_files
+from longtail.data.reading.decoding import DECODING_VERSION, BrokenImageError, quiet_pillow, read_square
+from longtail.data.reading.folders import list_folder
+from longtail.data.reading.image_files import ImageFiles
+from longtail.data.reading.listing import SPLITS, Entry, Listing, first_few, shown
+from longtail.data.reading.members import state_of
+from longtail.data.reading.reading_all import leave_out, note_of, refuse_broken, refuse_empty
+from longtail.data.reading.shards import has_index, is_packed, list_shards
+from longtail.data.reading.tables import list_csv, list_lists
 from longtail.data.settings import BIG, DataSettings
-from longtail.data.shards import has_index, is_packed, list_shards
-from longtail.data.tables import list_csv, list_lists
 from longtail.errors import ConfigError, DataError
 from longtail.files import cache_folder
 
@@ -48,8 +48,8 @@ _CHUNK = 256
 def list_files(settings: DataSettings, say: Say | None = None) -> Listing:
     """What ``data.path`` of a set of image files consists of; no image is opened. Raises DataError.
 
-    Where it is a folder of shards (see :func:`~longtail.data.shards.is_packed`), the set is that in them, whatever it
-    was made of. ``say`` hears how far the first look through shards of others is.
+    Where it is a folder of shards (see :func:`~longtail.data.reading.shards.is_packed`), the set is that in them,
+    whatever it was made of. ``say`` hears how far the first look through shards of others is.
     """
     assert settings.path is not None
     path = Path(settings.path)
@@ -97,8 +97,9 @@ def _collector_at_rest() -> Iterator[None]:
 
 
 def load_files(settings: DataSettings, say: Say | None = None) -> Source:
-    """The images of a folder or of lists at ``data.size``, as :func:`~longtail.data.decoding.read_square` has them,
-    with their paths as ids; or their files, where ``data.stream`` says so or they would not fit in memory.
+    """The images of a folder or of lists at ``data.size``, with their paths as ids; or their files, where
+    ``data.stream`` says so or they would not fit in memory. Pixels are those of
+    :func:`~longtail.data.reading.decoding.read_square`.
 
     A set that was decoded before and has not changed (paths, file sizes, times) comes from the cache folder. ``say``
     hears every few seconds how far it is. Raises DataError for a listing with problems, a set that would not fit where

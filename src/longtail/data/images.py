@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from longtail.data.image_files import ImageFiles, Pixels
+from longtail.data.reading.image_files import ImageFiles, Pixels
 from longtail.errors import DataError
 
 

@@ -7,9 +7,9 @@ import dataclasses
 from longtail.data.files import Say, load_files
 from longtail.data.images import Source
 from longtail.data.prepare import Prepared, prepare
-from longtail.data.scenes import load_scenes
 from longtail.data.settings import FILES, DataSettings, check_complete
 from longtail.data.sources import load_source
+from longtail.data.sources.scenes import load_scenes
 from longtail.errors import ConfigError
 
 

@@ -16,14 +16,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
-from longtail.data.decoding import BrokenImageError, opened, quiet_pillow
 from longtail.data.files import Say, list_files
-from longtail.data.folders import SUFFIXES
-from longtail.data.listing import Entry, Listing
-from longtail.data.members import LARGEST, Member, Place, fetched
-from longtail.data.reading_all import leave_out, refuse_broken
+from longtail.data.reading.decoding import BrokenImageError, opened, quiet_pillow
+from longtail.data.reading.folders import SUFFIXES
+from longtail.data.reading.listing import Entry, Listing
+from longtail.data.reading.members import LARGEST, Member, Place, fetched
+from longtail.data.reading.reading_all import leave_out, refuse_broken
+from longtail.data.reading.shard_index import INDEX, save_index
 from longtail.data.settings import FILES, DataSettings
-from longtail.data.shard_index import INDEX, save_index
 from longtail.errors import ConfigError, ResourceError
 from longtail.files import disk_error
 

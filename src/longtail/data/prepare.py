@@ -10,10 +10,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from longtail.data.arrays import pixel_statistics
 from longtail.data.images import ImageSet, Source
 from longtail.data.longtail import ClassStats, class_counts, hold_out_validation, subsample
 from longtail.data.settings import HELD_OUT
+from longtail.data.sources.arrays import pixel_statistics
 from longtail.errors import ConfigError, DataError
 from longtail.rng import numpy_generator
 

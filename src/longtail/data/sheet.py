@@ -9,12 +9,12 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from longtail.data.decoding import BrokenImageError, quiet_pillow, read_square
 from longtail.data.files import list_files
 from longtail.data.images import ImageSet, Source
-from longtail.data.listing import Entry, shown
 from longtail.data.open import cut, open_data
 from longtail.data.prepare import Prepared
+from longtail.data.reading.decoding import BrokenImageError, quiet_pillow, read_square
+from longtail.data.reading.listing import Entry, shown
 from longtail.data.settings import FILES, DataSettings
 
 PER_CLASS = 8

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from longtail.data.batch import Batch, Progress
-from longtail.data.cutting import Cut, Draw, Part, Square, cut, sizes_of, tensor
-from longtail.data.geometry import ResizedCrop
-from longtail.data.image_files import ImageFiles, parts_of, refuse_broken
 from longtail.data.images import ImageSet
 from longtail.data.loader import Loader
-from longtail.data.readers import Asked
-from longtail.data.squares import fitting
+from longtail.data.reading.cutting import Cut, Draw, Part, Square, cut, sizes_of, tensor
+from longtail.data.reading.image_files import ImageFiles, parts_of, refuse_broken
+from longtail.data.reading.readers import Asked
+from longtail.data.reading.squares import fitting
 from longtail.data.views import View, select
+from longtail.data.views.geometry import ResizedCrop
 from longtail.rng import generator
 
 AHEAD = 2

@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from longtail.data.image_files import Pixels
 from longtail.data.images import ImageSet
 from longtail.data.prepare import Prepared
-from longtail.data.scenes import seen_backgrounds
+from longtail.data.reading.image_files import Pixels
+from longtail.data.sources.scenes import seen_backgrounds
 from longtail.data.views import View
 from longtail.errors import DivergedError
 from longtail.evaluation.metrics import (

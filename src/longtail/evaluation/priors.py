@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longtail.data.tables import is_number
+from longtail.data.reading.tables import is_number
 from longtail.errors import ConfigError, unknown_name
 from longtail.losses import logit_adjustment
 from longtail.methods.base import Answers

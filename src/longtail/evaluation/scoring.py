@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from longtail.data.image_files import Pixels, chunks, picked
 from longtail.data.images import ImageSet
-from longtail.data.squares import rows_within
+from longtail.data.reading.image_files import Pixels, chunks, picked
+from longtail.data.reading.squares import rows_within
 from longtail.data.views import View
 from longtail.errors import ConfigError
 from longtail.losses import logit_adjustment

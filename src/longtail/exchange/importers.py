@@ -21,11 +21,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from longtail.config import Config
-from longtail.data.cifar import MEAN, STD
 from longtail.data.longtail import class_counts
 from longtail.data.open import open_data
 from longtail.data.prepare import Prepared
 from longtail.data.settings import WITHOUT_PATH
+from longtail.data.sources.cifar import MEAN, STD
 from longtail.data.views import build_view
 from longtail.errors import ConfigError, RunError
 from longtail.evaluation.evaluate import Evaluation, evaluate, write_per_class, write_predictions

@@ -15,8 +15,8 @@ from longtail.data.images import ImageSet
 from longtail.data.longtail import ClassStats
 from longtail.data.open import open_data
 from longtail.data.prepare import Prepared
-from longtail.data.scene_rendering import background, load_material
-from longtail.data.scenes import plan_balanced
+from longtail.data.sources.scene_rendering import background, load_material
+from longtail.data.sources.scenes import plan_balanced
 from longtail.data.views import View
 from longtail.errors import DataError, RunError
 from longtail.evaluation.scoring import EVALUATION_BATCH

@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from longtail.config import Config, build_config
-from longtail.data.decoding import BrokenImageError, opened, quiet_pillow, read_pixels
-from longtail.data.squares import middle_square
+from longtail.data.reading.decoding import BrokenImageError, opened, quiet_pillow, read_pixels
+from longtail.data.reading.squares import middle_square
 from longtail.data.views import build_view
 from longtail.errors import ConfigError, DataError, RunError
 from longtail.evaluation.priors import Prior, class_prior, move_prior

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from longtail.data.archives import DAMAGED, load_archive
-from longtail.data.folders import SUFFIXES
+from longtail.data.reading.folders import SUFFIXES
+from longtail.data.sources.archives import DAMAGED, load_archive
 from longtail.errors import ConfigError, DataError, ResourceError
 from longtail.evaluation.priors import Prior, class_prior
 from longtail.files import as_cell

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from longtail.data.scenes import load_scenes
+from longtail.data.sources.scenes import load_scenes
 from longtail.errors import DataError
 from longtail.rng import generator, keyed_global_rng
 

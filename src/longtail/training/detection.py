@@ -15,12 +15,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from longtail.data.archives import DAMAGED, load_archive
-from longtail.data.cutting import Whole, tensor, whole
-from longtail.data.image_files import PART, ImageFiles, refuse_unread
 from longtail.data.images import ImageSet
-from longtail.data.members import state_of
-from longtail.data.readers import in_turn
+from longtail.data.reading.cutting import Whole, tensor, whole
+from longtail.data.reading.image_files import PART, ImageFiles, refuse_unread
+from longtail.data.reading.members import state_of
+from longtail.data.reading.readers import in_turn
+from longtail.data.sources.archives import DAMAGED, load_archive
 from longtail.errors import DataError, ResourceError
 from longtail.files import cache_folder, write_atomic
 from longtail.rng import generator

@@ -14,7 +14,7 @@ from longtail.data.images import ImageSet, Source
 from longtail.data.loader import Loader
 from longtail.data.open import open_data
 from longtail.data.prepare import Prepared
-from longtail.data.readers import read_by
+from longtail.data.reading.readers import read_by
 from longtail.data.stream_loader import loader_for
 from longtail.data.views import View
 from longtail.errors import RunError

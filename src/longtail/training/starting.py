@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from longtail.config import Config, differences
-from longtail.data.geometry import ResizedCrop
 from longtail.data.loader import Loader
 from longtail.data.prepare import Prepared
 from longtail.data.views import VIEWS, View, build_view
+from longtail.data.views.geometry import ResizedCrop
 from longtail.errors import ConfigError, DataError
 from longtail.methods import Method
 from longtail.processes.device import cpu_compiler, worth_compiling

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from longtail.data.listing import SPLITS, Entry, Listing
-from longtail.data.members import LARGEST, Member
+from longtail.data.reading.listing import SPLITS, Entry, Listing
+from longtail.data.reading.members import LARGEST, Member
 from longtail.errors import DataError
 from longtail.files import write_atomic
 

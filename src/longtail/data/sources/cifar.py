@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from longtail.data.arrays import from_arrays
 from longtail.data.images import Source
-from longtail.data.npz import load_npz
+from longtail.data.sources.arrays import from_arrays
+from longtail.data.sources.npz import load_npz
 from longtail.errors import DataError, ResourceError
 
 # CIFAR-10's, with which the field normalizes both sets (Cao et al., arXiv 1906.07413). The deviation is the mean

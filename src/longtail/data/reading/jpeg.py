@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from longtail.data.augment import Params
-from longtail.data.decoding import opened, orientation, to_rgb, upright_size
-from longtail.data.members import Member, Place, bytes_of
+from longtail.data.reading.decoding import opened, orientation, to_rgb, upright_size
+from longtail.data.reading.members import Member, Place, bytes_of
+from longtail.data.views.augment import Params
 
 try:
     import simplejpeg
@@ -37,7 +37,7 @@ class Window(NamedTuple):
 
 
 def windows_of(params: Params, side: int) -> list[Window]:
-    """The windows that :class:`~longtail.data.geometry.ResizedCrop` drew, one for each image, for squares of a side."""
+    """The windows that :class:`~longtail.data.views.geometry.ResizedCrop` drew, one an image, for squares of a side."""
     rows = torch.cat([params["corner"], params["extent"]], dim=1).tolist()
     return [Window(top, left, height, width, side) for top, left, height, width in rows]
 
@@ -54,7 +54,8 @@ def read_windows(
     pixel by a few levels in the mean.
 
     Args:
-        source: the file, the member of a tar file or its bytes, of any format that :mod:`longtail.data.decoding` reads.
+        source: the file, the member of a tar file or its bytes, of any format that
+            :mod:`longtail.data.reading.decoding` reads.
         windows: from height and width of the upright image to the windows, all inside it.
         decoder: "pillow" or "simplejpeg", whose pixels are the same where both were built with libjpeg-turbo; None
             and "simplejpeg" take simplejpeg where it is installed (extra ``jpeg``), for JPEGs in color that lie

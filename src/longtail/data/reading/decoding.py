@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from longtail.data.members import DamagedMemberError, Member, Place, bytes_of
-from longtail.data.squares import middle_square
+from longtail.data.reading.members import DamagedMemberError, Member, Place, bytes_of
+from longtail.data.reading.squares import middle_square
 
 DECODING_VERSION = 1
 """Raised when the same file gives other pixels: what older versions kept is then decoded anew."""
@@ -59,7 +59,7 @@ def quiet_pillow() -> Iterator[None]:
 
 
 def read_square(path: Path | Place, size: int, share: float = 1.0) -> Tensor:
-    """The image at ``path`` as (3, size, size) uint8: :func:`~longtail.data.squares.middle_square`.
+    """The image at ``path`` as (3, size, size) uint8: :func:`~longtail.data.reading.squares.middle_square`.
 
     Raises :class:`BrokenImageError`.
     """

@@ -6,11 +6,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from longtail.data.arrays import from_arrays, resize
-from longtail.data.cifar import load_cifar10, load_cifar100
-from longtail.data.idx import load_fashion_mnist
 from longtail.data.images import Source
-from longtail.data.npz import load_npz
+from longtail.data.sources.arrays import from_arrays, resize
+from longtail.data.sources.cifar import load_cifar10, load_cifar100
+from longtail.data.sources.idx import load_fashion_mnist
+from longtail.data.sources.npz import load_npz
 from longtail.errors import ConfigError, DataError, unknown_name
 
 __all__ = ["SOURCES", "from_arrays", "load_source"]

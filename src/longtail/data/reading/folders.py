@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from longtail.data.listing import SPLITS, Listing, Row, as_text, first_few, settle, shown
+from longtail.data.reading.listing import SPLITS, Listing, Row, as_text, first_few, settle, shown
 from longtail.errors import DataError
 
 SUFFIXES = frozenset(

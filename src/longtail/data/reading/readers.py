@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 
 import torch
 
-from longtail.data.decoding import quiet_pillow
+from longtail.data.reading.decoding import quiet_pillow
 from longtail.errors import ResourceError
 
 A = TypeVar("A")
@@ -133,7 +133,7 @@ def _context() -> multiprocessing.context.BaseContext:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["longtail.data.cutting"])
+    context.set_forkserver_preload(["longtail.data.reading.cutting"])
     return context
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from longtail.data.decoding import (
+from longtail.data.reading.decoding import (
     BrokenImageError,
     one_large_at_a_time,
     opened,
@@ -22,9 +22,9 @@ from longtail.data.decoding import (
     to_rgb,
     upright_size,
 )
-from longtail.data.geometry import ResizedCrop
-from longtail.data.jpeg import Window, read_windows, windows_of
-from longtail.data.members import Place, fetched
+from longtail.data.reading.jpeg import Window, read_windows, windows_of
+from longtail.data.reading.members import Place, fetched
+from longtail.data.views.geometry import ResizedCrop
 from longtail.rng import Part as Key
 from longtail.rng import generator
 
@@ -32,7 +32,7 @@ Pixels = NDArray[np.uint8]
 
 
 Square = tuple[int, float]
-"""The middle square: its side, and its share of the short side (:func:`~longtail.data.squares.middle_square`)."""
+"""The middle square: its side, and its share of the short side (:func:`~.squares.middle_square`)."""
 
 
 class Draw(NamedTuple):
@@ -96,7 +96,7 @@ def read_squares(file: Place | bytes, places: Sequence[Window | Square], *, scal
 
     A window is resized bilinearly with antialiasing, by Pillow: what :meth:`ResizedCrop.apply` has, rounded to whole
     numbers twice. ``scaled`` reads a file of which windows alone are wanted by
-    :func:`~longtail.data.jpeg.read_windows`: in less time, to other pixels. Raises :class:`BrokenImageError`.
+    :func:`~longtail.data.reading.jpeg.read_windows`: in less time, to other pixels. Raises :class:`BrokenImageError`.
     """
     windows = [place for place in places if isinstance(place, Window)]
     if scaled and len(windows) == len(places) > 0:

@@ -16,11 +16,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from longtail.data.folders import SUFFIXES
-from longtail.data.listing import SPLITS, Listing, Row, as_text, first_few, settle, shown
-from longtail.data.members import LARGEST, Member
-from longtail.data.shard_index import INDEX, Index, read_index, save_index
-from longtail.data.tables import SPLIT_NAMES, number_labels
+from longtail.data.reading.folders import SUFFIXES
+from longtail.data.reading.listing import SPLITS, Listing, Row, as_text, first_few, settle, shown
+from longtail.data.reading.members import LARGEST, Member
+from longtail.data.reading.shard_index import INDEX, Index, read_index, save_index
+from longtail.data.reading.tables import SPLIT_NAMES, number_labels
 from longtail.errors import ConfigError, DataError, ResourceError
 from longtail.files import cache_folder
 

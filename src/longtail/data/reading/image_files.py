@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from longtail.data.cutting import Cut, Draw, Part, Square, cut, tensor
-from longtail.data.listing import first_few, shown
-from longtail.data.members import Place
-from longtail.data.readers import in_turn
+from longtail.data.reading.cutting import Cut, Draw, Part, Square, cut, tensor
+from longtail.data.reading.listing import first_few, shown
+from longtail.data.reading.members import Place
+from longtail.data.reading.readers import in_turn
 from longtail.errors import DataError
 
 PART = 32
@@ -25,9 +25,9 @@ class ImageFiles:
     """Files of images that stand for their middle squares (N, 3, size, size) uint8, read when they are asked for.
 
     A file is one of its own or a member of a tar file. The square is ``share`` of the short side (see
-    :func:`~longtail.data.squares.middle_square`). What is read arrives on ``device``. ``scaled`` lets windows be read
-    by :func:`~longtail.data.jpeg.read_windows`, which squares are not. Raises DataError naming the files that cannot be
-    read.
+    :func:`~longtail.data.reading.squares.middle_square`). What is read arrives on ``device``. ``scaled`` lets windows,
+    which squares are not, be read by :func:`~longtail.data.reading.jpeg.read_windows`. Raises DataError naming the
+    files that cannot be read.
     """
 
     files: Sequence[Place]

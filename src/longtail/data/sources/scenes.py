@@ -20,7 +20,7 @@ from torch import Tensor
 
 from longtail.data.images import ImageSet, Source
 from longtail.data.longtail import class_counts
-from longtail.data.scene_rendering import SIDE, Material, Scene, load_material, render
+from longtail.data.sources.scene_rendering import SIDE, Material, Scene, load_material, render
 from longtail.errors import ConfigError, DataError
 from longtail.rng import numpy_generator
 

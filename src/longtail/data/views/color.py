@@ -7,9 +7,9 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from longtail.data import augment
-from longtail.data.augment import Params, as_float
-from longtail.data.geometry import uniform
+from longtail.data.views import augment
+from longtail.data.views.augment import Params, as_float
+from longtail.data.views.geometry import uniform
 
 
 class Color:

@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from longtail.data.cutting import undecodable
-from longtail.data.decoding import DECODING_VERSION
-from longtail.data.image_files import PART
-from longtail.data.listing import Entry, Listing, first_few, shown
-from longtail.data.members import Place, state_of
-from longtail.data.readers import in_turn
+from longtail.data.reading.cutting import undecodable
+from longtail.data.reading.decoding import DECODING_VERSION
+from longtail.data.reading.image_files import PART
+from longtail.data.reading.listing import Entry, Listing, first_few, shown
+from longtail.data.reading.members import Place, state_of
+from longtail.data.reading.readers import in_turn
 from longtail.errors import ConfigError, DataError, ResourceError
 from longtail.files import cache_folder, write_atomic
 

@@ -14,10 +14,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from longtail.data.augment import Params, as_float
-from longtail.data.color import ColorJitter, GaussianBlur, Grayscale
-from longtail.data.geometry import Crop, Flip, ResizedCrop
-from longtail.data.policies import AutoAugment, RandAugment
+from longtail.data.views.augment import Params, as_float
+from longtail.data.views.color import ColorJitter, GaussianBlur, Grayscale
+from longtail.data.views.geometry import Crop, Flip, ResizedCrop
+from longtail.data.views.policies import AutoAugment, RandAugment
 from longtail.errors import ConfigError, DataError, unknown_name
 
 RGB = tuple[float, float, float]

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from longtail.data.arrays import from_arrays
 from longtail.data.images import Source
+from longtail.data.sources.arrays import from_arrays
 from longtail.errors import DataError
 
 _FILES = {

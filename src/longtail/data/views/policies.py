@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from longtail.data import augment
-from longtail.data.augment import Params, as_bytes
-from longtail.data.geometry import clamp_points, uniform, warp
+from longtail.data.views import augment
+from longtail.data.views.augment import Params, as_bytes
+from longtail.data.views.geometry import clamp_points, uniform, warp
 
 PIXEL_OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "AutoContrast": lambda images, _: augment.autocontrast(images),

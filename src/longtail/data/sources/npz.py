@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from longtail.data.archives import DAMAGED, load_archive
-from longtail.data.arrays import from_arrays
 from longtail.data.images import Source
+from longtail.data.sources.archives import DAMAGED, load_archive
+from longtail.data.sources.arrays import from_arrays
 from longtail.errors import DataError, nearest
 
 KEYS = tuple(f"{split}_{what}" for split in ("train", "val", "test") for what in ("images", "labels"))

@@ -13,9 +13,9 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from longtail.data.image_files import ImageFiles, Pixels, chunks
 from longtail.data.images import ImageSet, Source
-from longtail.data.squares import fitting, middle_square, rows_within
+from longtail.data.reading.image_files import ImageFiles, Pixels, chunks
+from longtail.data.reading.squares import fitting, middle_square, rows_within
 from longtail.errors import ConfigError, DataError
 
 SAMPLE = 2048

@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from longtail.data.listing import Listing, Row, settle, shown
+from longtail.data.reading.listing import Listing, Row, settle, shown
 from longtail.errors import DataError, nearest
 
 SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test"}

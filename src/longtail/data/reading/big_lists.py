@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from longtail.data.listing import SPLITS, Listing, Row, settle, shown
-from longtail.data.members import Member
+from longtail.data.reading.listing import SPLITS, Listing, Row, settle, shown
+from longtail.data.reading.members import Member
+from longtail.data.reading.tables import list_lists, placed
 from longtail.data.settings import DataSettings
-from longtail.data.tables import list_lists, placed
 from longtail.errors import DataError
 
 RGB = tuple[float, float, float]

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from longtail.data.members import Place
+from longtail.data.reading.members import Place
 from longtail.errors import DataError
 
 SPLITS = ("train", "val", "test")

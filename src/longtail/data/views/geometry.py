@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from longtail.data.augment import Params, as_float
+from longtail.data.views.augment import Params, as_float
 from longtail.errors import DataError
 
 

@@ -1,0 +1,1 @@
+"""Image files: which there are, where their bytes lie, and the pixels that a step needs of them."""
