@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from longtail.errors import ConfigError
 from longtail.layers import parse_assignments
@@ -247,11 +249,35 @@ rows:
     assert load_config(target, [*words, f"out={cell.folder}"]) == cell.config
 
 
-@pytest.mark.parametrize(
-    "value", ["yes", "null", "1e5", "0x1F", "a: b", "# a", "it's", "-", "~", "2024-01-01", "", "resnet8", "/a/b"]
-)
+ODD_TEXTS = [
+    "yes",
+    "null",
+    "1e5",
+    "0x1F",
+    "a: b",
+    "# a",
+    "it's",
+    "-",
+    "~",
+    "2024-01-01",
+    "",
+    "resnet8",
+    "/a: b",
+    "./a #b",
+    "/a ",
+    "...",
+    "\x7f",
+]
+
+
+@given(st.sampled_from(ODD_TEXTS) | st.text() | st.text(alphabet="01eExX.-_+:/~#'\"yYnNoOufatrslx "))
 def test_a_text_is_read_back_as_the_same_text(value: str) -> None:
     assert parse_assignments(assignments({"a": {"b": value}})) == {"a": {"b": value}}
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "resnet8", "torchvision/resnet18", "class_balanced", "/a/b c.npz"])
+def test_a_name_stands_without_quotes(name: str) -> None:
+    assert assignments({"a": name}) == [f"a={name}"]
 
 
 def test_a_cell_starts_from_the_cell_of_its_own_seed(tmp_path: Path) -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+import yaml
 
 from longtail.config import NUMBERS_VERSION, Config, build_config, differences
 from longtail.data.open import open_data
@@ -97,18 +101,24 @@ def assignments(values: dict[str, Any], prefix: str = "") -> list[str]:
         if isinstance(value, dict):
             words += assignments(value, f"{prefix}{name}.")
         else:
-            text = value if isinstance(value, str) and _is_plain(value) else json.dumps(value, ensure_ascii=False)
-            words.append(f"{prefix}{name}={text}")
+            words.append(f"{prefix}{name}={_as_yaml(value)}")
     return words
 
 
+def _as_yaml(value: Any) -> str:
+    if not isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    if _is_plain(value):
+        return value
+    return yaml.safe_dump(value, default_style='"', width=math.inf, allow_unicode=True).rstrip("\n")
+
+
 def _is_plain(text: str) -> bool:
-    """Whether YAML reads the text as itself: a name or a path, not a number, a truth value or null."""
-    return text[:1] in ("/", ".") or (
-        text.replace("-", "").replace("_", "").isalpha() and text.lower() not in _NOT_TEXT
-    )
+    """Whether YAML reads the text as itself: a name or a path, not a number, a truth value, null or a mapping."""
+    return _PLAIN.fullmatch(text) is not None and text.lower() not in _NOT_TEXT
 
 
+_PLAIN = re.compile(r"(?:\.{0,2}/|(?=[^\W\d_]))[\w./@=+-]*(?: [\w./@=+-]+)*")
 _NOT_TEXT = ("y", "n", "yes", "no", "on", "off", "true", "false", "null")
 
 
