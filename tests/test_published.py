@@ -13,7 +13,7 @@ from longtail.recipes.presets import PRESETS
 from longtail.recipes.published import Published, published
 
 PAGES = Path(__file__).parents[1] / "docs" / "methods"
-PAGE_OF = {"class-balanced-focal": "class-balanced"}
+PAGE_OF = {"class-balanced-focal": "class-balanced", "ce-drw": "ldam-drw"}
 
 
 @pytest.mark.parametrize("entry", published(), ids=lambda entry: f"{entry.method}-{entry.data}-{entry.epochs}")
