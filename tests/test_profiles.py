@@ -87,3 +87,12 @@ def test_a_run_reports_them_and_they_may_be_asked_for_later(tmp_path: Path) -> N
     assert load_config("scenes/ce", ["data.test_profile=[forward-50, uniform]"]).data.test_profile[0] == "forward-50"
     found = longtail.api.evaluate_run(tmp_path / "run", settings={"data": {"test_profile": ["uniform"]}})
     assert list(found.evaluation.numbers()["test_profiles"]) == ["uniform"]
+
+
+def test_nothing_is_computed_where_no_distribution_is_asked_for() -> None:
+    class Untouched:
+        def __getattr__(self, name: str) -> Any:
+            pytest.fail(f"asked for {name}")
+
+    nothing: Any = Untouched()
+    assert under_profiles([], nothing, nothing, COUNTS, "uniform") == {}

@@ -49,8 +49,10 @@ def under_profiles(
     (:func:`longtail.evaluation.priors.move_prior`): LADE's PC softmax. ``probabilities`` (N, C) are softmax of the
     logits, for the prior ``answers_for``.
     """
-    logits = torch.from_numpy(probabilities).double().clamp_min(1e-30).log()
     found: dict[str, dict[str, float]] = {}
+    if not names:
+        return found  # without the logits, which are half a gigabyte for as many images and classes as iNaturalist has
+    logits = torch.from_numpy(probabilities).to(torch.float64, copy=True).clamp_min_(1e-30).log_()
     for name in names:
         prior = profile_prior(name, class_counts)
         told = move_prior(logits, answers_for, prior, class_counts).argmax(dim=1).numpy()

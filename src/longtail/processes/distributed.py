@@ -8,7 +8,9 @@ a batch it sends through the backbone, and that the first process alone writes.
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
+import importlib
 import inspect
 import os
 import socket
@@ -100,6 +102,9 @@ def _join() -> None:
             f"The environment has WORLD_SIZE={os.environ['WORLD_SIZE']} but no {' and no '.join(missing)}.",
             hint="Start several processes by torchrun, or set what it sets: docs/clusters.md. One needs no WORLD_SIZE.",
         )
+    # DistributedDataParallel imports this, whose functions have the group of that moment for a default. Before there is a
+    # group it is none; afterwards the group's threads would outlive leave(), and abort the program's end now and then.
+    importlib.import_module("torch.distributed.nn.functional")
     shared, number, processes = next(iter(rendezvous("env://")))
     _store = _prefixed("longtail", shared)
     # No backend is named: the collectives of each kind of device get their own, gloo on the CPU.
@@ -116,6 +121,7 @@ def leave() -> None:
     if _store is not None:
         _store = None
         dist.destroy_process_group()
+        gc.collect()  # a replicated module in a circle of references would keep the group's threads
 
 
 def _said_before(error: LongtailError) -> bool:
