@@ -142,12 +142,6 @@ def main(folder: Path, number: int, port: int) -> None:
             save_file(five_steps(order, folder / "tiny.npz"), folder / f"{place}-{number}.safetensors")
         made = {str(images): scores(folder / "tiny.npz", images) for images in (1, 5, 13, 21)}
         save_file(made | gathered([3, 2]), folder / f"others-{number}.safetensors")
-    (folder / f"threads-{number}").write_text("\n".join(threads()))
-
-
-def threads() -> list[str]:
-    """The names of this process's threads; none where /proc does not tell."""
-    return sorted(path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm"))
 
 
 if __name__ == "__main__":

@@ -102,14 +102,6 @@ def test_with_synchronized_batch_norm_two_processes_are_one_on_the_whole_batch(
     assert difference(found, expected, "momentum") <= 1e-4
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks for threads in /proc")
-def test_no_thread_of_the_job_is_left_at_its_end(pair: Path) -> None:
-    for number in range(2):
-        names = (pair / f"threads-{number}").read_text().split("\n")
-        assert names
-        assert not [name for name in names if "gloo" in name]
-
-
 def test_shards_change_what_a_step_comes_to(pair: Path) -> None:
     whole, apart = (five_steps("ce", pair / "tiny.npz", shards=shards) for shards in (1, 2))
     assert difference(whole, apart, "model") > 1e-3

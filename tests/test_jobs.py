@@ -96,6 +96,32 @@ def test_a_run_by_two_is_the_run_by_one_with_two_shards_but_for_their_number(
     assert (by_two / "report.html").is_file()
 
 
+NAMES_OF_THREADS = """
+import sys
+from pathlib import Path
+from longtail.cli import main
+try:
+    main(sys.argv[1:])
+except SystemExit as ended:
+    assert not ended.code
+sys.exit(" ".join(path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks for threads in /proc")
+def test_no_thread_of_a_job_outlives_it(tiny_npz: Path, tmp_path: Path) -> None:
+    """One that does aborts the process now and then, when all is written. Not from the server, which imports more."""
+    job = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    program = [sys.executable, "-c", NAMES_OF_THREADS, *words("ce", tiny_npz, tmp_path / "run")]
+    both = [
+        subprocess.Popen(program, env=os.environ | job | {"RANK": number}, stderr=subprocess.PIPE, text=True)
+        for number in "01"
+    ]
+    for names in [process.communicate(timeout=120)[1] for process in both]:
+        assert "python" in names
+        assert "gloo" not in names
+
+
 @pytest.mark.slow
 def test_two_processes_skip_and_go_back_together(
     tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

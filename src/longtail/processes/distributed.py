@@ -102,8 +102,8 @@ def _join() -> None:
             f"The environment has WORLD_SIZE={os.environ['WORLD_SIZE']} but no {' and no '.join(missing)}.",
             hint="Start several processes by torchrun, or set what it sets: docs/clusters.md. One needs no WORLD_SIZE.",
         )
-    # DistributedDataParallel imports this, whose functions have the group of that moment for a default. Before there is a
-    # group it is none; afterwards the group's threads would outlive leave(), and abort the program's end now and then.
+    # DistributedDataParallel imports this, whose functions have the group of that moment for a default: before there is
+    # one, none. Later the threads of the group would outlive leave(), and abort the end of the program now and then.
     importlib.import_module("torch.distributed.nn.functional")
     shared, number, processes = next(iter(rendezvous("env://")))
     _store = _prefixed("longtail", shared)
