@@ -32,6 +32,19 @@ def test_the_benchmark_of_a_step_still_finds_every_part_of_it(tmp_path: Path, mo
     assert row["evaluation_images_per_s"] > 0
 
 
+def test_the_benchmark_of_whole_recipes_takes_real_steps_of_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    stepper = importlib.import_module("whole_recipes").stepper
+    settings = ["optim.epochs=4", "optim.batch=128", "run.compile=false"]
+    step, steps = stepper("scenes/cmo,method.criterion=logit-adjustment", settings, 1, str(tmp_path / "run"))
+    assert steps == 4 * 6
+    assert step() > 0
+    assert step() > 0
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("method", "backbone", "batch", "steps"),
     [
