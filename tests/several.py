@@ -45,6 +45,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "smcl-concutmix, by gradient": ("smcl-concutmix", {"method": {"detector": "input-gradient"}}),
     "saliencymix": ("saliencymix", {"method": {"mix_probability": 1.0}}),
     "micro-batches": ("concutmix", {"optim": {"accumulate": 2}}),
+    "micro-batches, some mixed": ("cutmix", {"method": {"mix_probability": 0.7}, "optim": {"accumulate": 2}}),
     "sharpness and clipping": ("bcl", {"optim": {"sam": 0.05, "clip": 1.0}}),
     "sharpness and contrast for a while": (
         "bcl",

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import longtail
 from longtail.api import evaluate_run
@@ -38,6 +39,16 @@ def test_training_by_name_gives_a_run(tiny_npz: Path, tmp_path: Path) -> None:
     assert f"top1={run.results['last']['top1']:.4f}" in repr(run)
     assert run.model().predict(np.zeros((2, 8, 8, 3), np.uint8)).shape == (2, 4)
     assert longtail.load(run.path).class_counts == [9, 6, 4, 2]
+
+
+def test_the_threads_of_one_run_are_not_those_of_the_next(tiny_npz: Path, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    own = settings_of("ce", data={"path": str(tiny_npz)}) | {"run": {"threads": before + 1, "compile": False}}
+    run = longtail.train("npz/ce", out=tmp_path / "run", **own)
+    assert json.loads((run.path / "run.json").read_text())["threads"] == before + 1
+    assert torch.get_num_threads() == before
+    evaluate_run(run.path)
+    assert torch.get_num_threads() == before
 
 
 def test_python_and_the_command_line_train_the_same(tiny_npz: Path, tmp_path: Path) -> None:

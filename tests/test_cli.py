@@ -344,6 +344,7 @@ def test_sigterm_while_pytorch_is_imported_ends_with_code_75(tmp_path: Path) -> 
         (OSError(28, "No space left on device", "/x/report.html"), "/x/report.html: No space left on device."),
         (OSError(30, "Read-only file system"), "Read-only file system."),
         (MemoryError(), "Out of memory."),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "Out of memory."),
     ],
 )
 def test_a_disk_or_memory_that_gives_out_anywhere_ends_with_code_6(

@@ -30,6 +30,7 @@ from longtail.training.listeners import Silent
 from longtail.training.loop import train
 from longtail.training.starting import build_views, find_peaks
 from longtail.training.state import build_method
+from pictures import picture, settings
 from tiny import COUNTS, SIZE, At, Recorder, files_of, tiny_config, write_npz
 
 N = sum(COUNTS)
@@ -193,6 +194,16 @@ def test_random_ties_take_any_of_the_equals_and_first_the_first(counted: Counted
     assert found(image_set()).tolist() == [[0, 1]] * N
     peaks = found(image_set(), ties="random")
     assert set(peaks[:, 1].tolist()) == {1, 4, 7}
+    assert len(peaks[:, 0].unique()) > 4
+
+
+def test_random_ties_of_files_are_drawn_for_each_shape_apart(counted: Counted, tmp_path: Path) -> None:
+    counted.maps = lambda images: torch.ones(len(images), *images.shape[-2:])
+    for number in range(24):
+        name = f"train/{'ab'[number % 2]}/{number}.png"
+        picture(tmp_path / "own" / name, number, height=40, width=40 + number)
+    own = settings("folder", tmp_path / "own", stream=True, size=8, held_out=0.25)
+    peaks = found(open_data(own).train, ties="random")
     assert len(peaks[:, 0].unique()) > 4
 
 

@@ -150,6 +150,23 @@ def test_fitting_again_forgets(images: NDArray[np.uint8], labels: NDArray[Any], 
     np.testing.assert_array_equal(own.predict_proba(images), fitted.predict_proba(images))
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ConfigError("no")])
+def test_a_fit_that_does_not_end_leaves_nothing_that_answers(
+    images: NDArray[np.uint8], labels: NDArray[Any], error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the classes of the second fit would name the answers of the network of the first."""
+    model = small().fit(images, labels)
+
+    def fail(*given: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(LongTailClassifier, "_train", fail)
+    with pytest.raises(type(error)):
+        model.fit(images, np.array([f"class {label}" for label in labels]))
+    with pytest.raises(NotFittedError):
+        model.predict(images)
+
+
 def test_the_threads_of_the_process_stay_as_they_were(images: NDArray[np.uint8], labels: NDArray[Any]) -> None:
     before = torch.get_num_threads()
     small(settings={"run": {"threads": before + 1, "compile": False}}).fit(images, labels)

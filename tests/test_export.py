@@ -228,6 +228,8 @@ def test_every_setting_that_is_a_place_is_left_out_of_what_is_exported() -> None
         ("cifar100/ce data.path=/home/me/c.npz seed=1", "cifar100/ce data.path=c.npz seed=1"),
         ("npz/ce data.path=my/own.npz --out runs/x --resume", "npz/ce data.path=own.npz"),
         ("../x/config.yaml out=/tmp/y", "config.yaml"),
+        ("folder/ce 'data.path=/home/a b/k=v/photos'", "folder/ce data.path=photos"),
+        ("/home/k=v/config.yaml seed=1", "config.yaml seed=1"),
         ("csv/ce data.root=~/a --out=q 'data.path=a b/c d.csv'", "csv/ce data.root=a 'data.path=c d.csv'"),
         ("scenes/smcl method.saliency_maps=x/m.npz init=runs/a/", "scenes/smcl method.saliency_maps=m.npz init=a"),
     ],

@@ -96,6 +96,30 @@ def test_a_run_by_two_is_the_run_by_one_with_two_shards_but_for_their_number(
     assert (by_two / "report.html").is_file()
 
 
+SIX_RUNS = """
+import sys
+from longtail.cli import main
+for number in range(6):
+    try:
+        main([*sys.argv[1:], f"{number}"])
+    except SystemExit as ended:
+        assert not ended.code, ended.code
+"""
+
+
+def test_one_program_trains_several_times_by_two(tiny_npz: Path, tmp_path: Path) -> None:
+    """The store of a job outlives its groups: what one told there must not be read by the next."""
+    job = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    program = [sys.executable, "-c", SIX_RUNS, *words("ce", tiny_npz, tmp_path)[:-2], "optim.epochs=1", "--out"]
+    both = [
+        subprocess.Popen(program, cwd=tmp_path, env=os.environ | job | {"RANK": number}, stderr=subprocess.PIPE)
+        for number in "01"
+    ]
+    said = [process.communicate(timeout=180)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert len(list(tmp_path.glob("*/report.html"))) == 6
+
+
 NAMES_OF_THREADS = """
 import sys
 from pathlib import Path

@@ -269,6 +269,14 @@ def test_what_cannot_be_read_is_named_counted_and_left_out(
     assert len(rows_of(out)) == 12
 
 
+def test_an_archive_whose_images_are_of_another_shape_is_named(
+    finished_run: Run, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(tmp_path / "rgba.npz", images=np.zeros((3, 8, 8, 4), np.uint8))
+    assert run_command("predict", finished_run.path, folder, tmp_path / "rgba.npz", "--out", tmp_path / "out.csv") == 0
+    assert "rgba.npz" in capsys.readouterr().err
+
+
 def test_where_nothing_can_be_read_nothing_is_written(
     finished_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

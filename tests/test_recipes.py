@@ -1,6 +1,9 @@
 """Recipes: what stands in them, and where it comes from."""
 
+from pathlib import Path
+
 import pytest
+import yaml
 
 from longtail.cli import main
 from longtail.config import differences
@@ -158,3 +161,24 @@ def test_named_recipes_are_listed_and_found_by_their_nearest_name(quick: str) ->
     with pytest.raises(ConfigError, match="quikc") as caught:
         load_config("cifar100/quikc")
     assert "quick" in str(caught.value.hint)
+
+
+# A configuration file whose method is another -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("old", ["ce-drw", "ldam-drw", "tau-norm", "concutmix", "mislas"])
+@pytest.mark.parametrize("new", ["logit-adjustment", "bcl", "cmo", "ldam-drw", "smcl", "tau-norm"])
+def test_another_method_over_a_complete_file_is_that_method(old: str, new: str, tmp_path: Path) -> None:
+    file, own = tmp_path / "config.yaml", ["optim.batch=48", "seed=3"]
+    file.write_text(yaml.safe_dump(load_config(f"scenes/{old}", own).plain()))
+    assert load_config(file, [f"method.name={new}"]) == load_config(f"scenes/{new}", own)
+    tuned = load_config(file, [f"method.name={new}", "optim.lr=0.01"])
+    assert (tuned.optim.lr, tuned.optim.batch) == (0.01, 48)
+
+
+def test_a_dotted_key_in_a_file_is_told_to_be_nested(tmp_path: Path) -> None:
+    file = tmp_path / "dotted.yaml"
+    file.write_text("data: {name: scenes}\nmethod: {name: ce}\noptim.epochs: 1\n")
+    with pytest.raises(ConfigError, match="is a key of a group") as caught:
+        load_config(file)
+    assert "Write epochs under optim" in str(caught.value.hint)

@@ -869,6 +869,53 @@ def test_runs_have_labels_that_tell_them_apart(tmp_path: Path) -> None:
     assert [row.label for row in comparison_rows([one])] == ["concutmix"]
     assert [row.label for row in comparison_rows([one, two])] == ["concutmix, seed 1", "concutmix, seed 2"]
     assert [row.label for row in comparison_rows([two, again])] == ["concutmix (s2)", "concutmix (again)"]
+    same = fake_run(tmp_path / "other" / "s2", counts=[300, 3], seed=2)
+    assert [row.label for row in comparison_rows([two, same])] == [f"concutmix ({two})", f"concutmix ({same})"]
+
+
+def test_a_class_is_called_as_it_is_and_not_as_a_spreadsheet_must_see_it(tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "run", counts=[300, 30, 3], names=["'=a|x", "'-1", "c"])
+    description = json.loads((run / "run.json").read_text())
+    edit_json(run / "run.json", data={**description["data"], "class_names": ["=a|x", "-1", "c"]})
+    assert [row.name for row in read_run(run).classes] == ["=a|x", "-1", "c"]
+    text = Page(write_report(run, tmp_path / "page.html")).text
+    assert "'=a|x" not in text
+
+
+def test_nothing_is_said_of_the_rarest_classes_where_a_run_has_no_image_of_them(tmp_path: Path) -> None:
+    one = fake_run(tmp_path / "one", counts=[300, 30, 3], untested=[2])
+    other = fake_run(tmp_path / "other", counts=[300, 30, 3], untested=[2], method="smcl")
+    assert "On the third of the classes" not in Page(write_comparison([one, other], tmp_path / "page.html")).text
+
+
+def test_an_overlap_of_classes_makes_other_images_under_the_same_numbers(tmp_path: Path) -> None:
+    one, other = (fake_run(tmp_path / name, counts=[300, 30, 3]) for name in ("one", "other"))
+    assert comparison_rows([one, other])[1].difference is not None
+    config = yaml.safe_load((other / "config.yaml").read_text())
+    config["data"]["overlap"] = 0.4
+    (other / "config.yaml").write_text(yaml.safe_dump(config))
+    assert comparison_rows([one, other])[1].difference is None
+
+
+def test_a_comparison_made_inside_a_run_leaves_the_runs_own_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = (fake_run(tmp_path / name, counts=[300, 30, 3]) for name in ("one", "other"))
+    monkeypatch.chdir(one)
+    with pytest.raises(SystemExit) as stopped:
+        main(["report", ".", "../other"])
+    assert stopped.value.code == 0
+    assert (tmp_path / "report.html").is_file()
+    assert not (one / "report.html").exists()
+    assert not (other / "report.html").exists()
+
+
+def test_a_run_that_was_imported_without_images_is_not_said_to_be_unfinished(tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "run", counts=[300, 30, 3])
+    edit_json(run / "run.json", status="imported")
+    with pytest.raises(RunError, match="imported without images") as caught:
+        read_run(run)
+    assert "longtail eval" in str(caught.value.hint)
 
 
 def test_runs_that_are_alike_on_the_tail_are_not_ranked(run_dir: Path, tmp_path: Path) -> None:

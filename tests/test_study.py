@@ -417,3 +417,12 @@ def test_a_stopped_command_waits_for_its_runs_and_goes_on_later(
     shutil.rmtree("out")
     assert subprocess.run(words, check=False, timeout=300).returncode == 0
     assert tables() == tables(whole)
+
+
+@pytest.mark.parametrize("content", ['[{"acc": 1}]', '{"acc":', "7"])
+def test_results_of_another_program_beside_the_study_are_passed_over(tiny_npz: Path, content: str) -> None:
+    other = Path("results/mine/run1")
+    other.mkdir(parents=True)
+    (other / "results.json").write_text(content)
+    (other / "predictions.csv").write_text("a,b\n")
+    assert {cell.status for cell in plan(tiny_npz).cells} == {"missing"}

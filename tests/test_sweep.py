@@ -531,6 +531,14 @@ def test_the_page_has_the_best_first_its_settings_and_the_command_that_trains_th
     assert (whole / "best.yaml").read_text().startswith("# Chosen on val: ")
 
 
+def test_the_best_settings_name_the_images_so_that_any_folder_can_use_them(archive: Path) -> None:
+    shutil.copy(archive, "here.npz")
+    run(plan(Path("here.npz"), trials=1))
+    there = str(Path("here.npz").absolute())
+    assert yaml.safe_load(Path("out/best.yaml").read_text())["data"]["path"] == there
+    assert f"data.path={there} " in Path("out/search.md").read_text()
+
+
 def test_the_command_takes_a_seed_that_the_search_did_not_use(copy: Path, archive: Path) -> None:
     planned = plan(archive)
     assert planned.best is not None

@@ -17,7 +17,7 @@ from longtail.evaluation.evaluate import Evaluation, compare_numbers, evaluate
 from longtail.evaluation.scoring import AS_TRAINED, ScoringSettings, describe_scoring
 from longtail.files import read_json
 from longtail.prediction.predict import load
-from longtail.processes.device import resolve_device
+from longtail.processes.device import resolve_device, threads_kept
 from longtail.processes.distributed import is_first, job, leave
 from longtail.recipes import load_config
 from longtail.report.page import write_report
@@ -107,7 +107,7 @@ def run_config(
     command: list[str] | None = None,
 ) -> Run:
     """Train by a Config, then write plots and report; of several processes (torchrun) the first writes them."""
-    with job():
+    with threads_kept(), job():
         results = train_config(
             config,
             resume=resume,
@@ -168,13 +168,21 @@ def evaluate_run(run: str | Path, which: str = "last", settings: Mapping[str, An
                     hint=f"Only {', '.join(MOVABLE)} and which can.",
                 )
     folder = RunDir(run)
-    exported = is_exported(folder.path)
-    if exported:
+    if is_exported(folder.path):
         about = read_about(folder.path)
         described, config = about | {"data": about}, exported_config(folder.path, about, settings)
     else:
         described, config = folder.description(), stored_config(folder, settings)
-    pin_threads(config, described, Silent())
+    with threads_kept():
+        pin_threads(config, described, Silent())
+        return _evaluated(run, which, settings, config, described)
+
+
+def _evaluated(
+    run: str | Path, which: str, settings: Mapping[str, Any], config: Config, described: Mapping[str, Any]
+) -> Evaluated:
+    """:func:`evaluate_run` by the configuration that its settings give."""
+    folder = RunDir(run)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model = load(run, which=which, device=str(resolve_device(config.run.device)))
@@ -194,6 +202,6 @@ def evaluate_run(run: str | Path, which: str = "last", settings: Mapping[str, An
         notes.append("answers with " + describe_scoring(evaluation.scoring, config.test))
     verdict, recorded = "", model.recorded
     if recorded is not None and data.fingerprint == fingerprint and "test" not in settings:
-        whose = f"the card ({folder.path / CARD})" if exported else "the run"
+        whose = f"the card ({folder.path / CARD})" if is_exported(folder.path) else "the run"
         verdict = compare_numbers(evaluation.numbers(), recorded, len(evaluation.targets), whose)
     return Evaluated(data, evaluation, model.which, notes, verdict)

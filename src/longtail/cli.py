@@ -126,7 +126,7 @@ def report(
     from longtail.files import read_json
     from longtail.training.display import results_table
 
-    place = out or runs[0].parent / "report.html"
+    place = out or runs[0].resolve().parent / "report.html"
     if baseline is not None:  # differences are against the first
         runs = [baseline, *(path for path in runs if path.resolve() != baseline.resolve())]
     page = write_comparison(runs, place)

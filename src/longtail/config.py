@@ -227,6 +227,10 @@ def _check_truth_values(values: Mapping[str, Any], method: type[Settings]) -> No
 
 
 def _unknown_key(key: str, known: Iterable[str] | None = None, method: str | None = None) -> None:
+    if "." in key and key in known_keys(method):
+        group, _, name = key.partition(".")
+        hint = f"Write {name} under {group}: in a file 'optim: {{epochs: 5}}', in Python optim={{\"epochs\": 5}}."
+        raise ConfigError(f"'{key}' is a key of a group, and is nested here.", hint=hint)
     match = meant_key(key, list(known if known is not None else known_keys()))
     where = f" of method '{method}'" if method and key.startswith("method.") else ""
     hint = f"Did you mean '{match}'?" if match else "longtail schema lists every key."

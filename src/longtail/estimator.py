@@ -27,6 +27,7 @@ from longtail.evaluation.priors import class_prior
 from longtail.files import read_json
 from longtail.layers import merge
 from longtail.prediction.predict import load
+from longtail.processes.device import threads_kept
 from longtail.recipes import load_config
 from longtail.runs.rundir import RunDir
 from longtail.training.display import Lines
@@ -125,9 +126,10 @@ class LongTailClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def fit(self, X: Any, y: Any) -> LongTailClassifier:
         """Train on images ``X`` and labels ``y`` (N,) and return self; what an earlier fit learned is forgotten."""
+        for name in [name for name in vars(self) if name.endswith("_") and not name.startswith("_")]:
+            delattr(self, name)
         self.seed_ = self._seed()
         config = self._config()
-        self.__dict__.pop("n_features_in_", None)
         if holds_rows(X, self.image_shape):
             X, y = validate_data(self, X, y)
         else:
@@ -142,7 +144,7 @@ class LongTailClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if self.prior is not None:
             class_prior(self._prior(), names, counts)  # refused before the training, not after it
         _refuse_second_stage(config, counts, int(images.shape[-1]))
-        with _run_folder(self.out) as folder, _threads_kept():
+        with _run_folder(self.out) as folder, threads_kept():
             self._train(config, Source("arrays", names, part, None, None), folder)
             self.model_ = load(folder, which=self.which, device=config.run.device)
             _ = self.model_.scoring  # what was chosen on val is read while the folder is there
@@ -153,7 +155,7 @@ class LongTailClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict_proba(self, X: Any) -> NDArray[np.float32]:
         """Probabilities (N, C), columns in the order of ``classes_``, for the class prior in ``prior``."""
-        check_is_fitted(self)
+        check_is_fitted(self, "model_")
         X = validate_data(self, X, reset=False) if holds_rows(X, self.image_shape) else listed(X)
         images = as_images(X, self.model_.size, self.image_shape, self.pixel_range_)
         return self.model_.predict(images, prior=self._prior())
@@ -233,16 +235,6 @@ def _run_folder(out: str | Path | None) -> Iterator[Path]:
             hint="Every fit with out= needs a folder of its own. Leave it out where fits are many.",
         )
     yield folder
-
-
-@contextlib.contextmanager
-def _threads_kept() -> Iterator[None]:
-    """Leave PyTorch's thread count as it was."""
-    threads = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:

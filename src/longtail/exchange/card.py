@@ -69,7 +69,7 @@ def _groups(about: Mapping[str, Any]) -> str:
 def _numbers(about: Mapping[str, Any]) -> str:
     results = about["results"]
     if results is None:
-        return "The run had not finished when it was exported: there are no results."
+        return "There are no results: the run had not finished when it was exported, or was imported without images."
     said = f"Accuracies are on the {images_of(about['evaluated_on'])}: of a group the mean over its classes, of all "
     said += f"top-1 over images. Epoch {results['epoch']}, counted from 0."
     if "selected_on" in results:

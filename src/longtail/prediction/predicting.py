@@ -133,7 +133,7 @@ def _pieces(
                 names = [f"{shown}{name}[{start + i}]" for i in range(len(part))]
                 yield names, as_uint8(part, size, share)
         except DataError as error:
-            unreadable.append(error.message)
+            unreadable.append(error.message if path in error.message else f"{shown}: {error.message}")
 
 
 def _joined(pieces: Iterator[tuple[list[str], torch.Tensor]]) -> Iterator[tuple[list[str], torch.Tensor]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -54,3 +56,13 @@ def cpu_compiler() -> str | None:
 def worth_compiling(device: torch.device) -> bool:
     """Where torch.compile is known to be faster, or made for: elsewhere only ``run.compile=true`` compiles."""
     return device.type in ("cpu", "cuda")
+
+
+@contextlib.contextmanager
+def threads_kept() -> Iterator[None]:
+    """Leave PyTorch's thread count as it was: ``run.threads`` is of one run, and the next may ask for none."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -107,7 +107,7 @@ def load_config(target: str | Path | None, overrides: Sequence[str] | Mapping[st
     if target is not None:
         text = str(target)
         if text.endswith((".yaml", ".yml")):
-            explicit = merge(read_config_file(Path(text)), explicit)
+            explicit = merge(_for_method_of(explicit, read_config_file(Path(text))), explicit)
         else:
             data, _, method = text.partition("/")
             method = recipe(text)["method"]["name"]
@@ -130,6 +130,34 @@ def load_config(target: str | Path | None, overrides: Sequence[str] | Mapping[st
     if name in NAMED and config.out is None:  # else it would share the folder of its method's recipe
         return config.model_copy(update={"out": f"runs/{name.replace('/', '-')}-s{config.seed}"})
     return config
+
+
+def _for_method_of(overrides: Mapping[str, Any], file: dict[str, Any]) -> dict[str, Any]:
+    """The values of a file without what only its own method brought, where ``overrides`` name another one.
+
+    Its ``method`` group goes, and what a recipe of either method sets under ``model``, ``test`` and ``optim`` where the
+    file has what the old one's gives: a run's config.yaml holds every key, and would make ``bcl`` of cross-entropy
+    nothing but a name.
+    """
+    old, new = (_names(values) for values in (file, overrides))
+    data, method = old["data"], old["method"]
+    if new["method"] not in METHODS or method not in METHODS or new["method"] == method:
+        return file
+    values = {group: inner for group, inner in file.items() if group != "method"}
+    usual = build_config(recipe(f"{data}/{method}")).plain() if data in PRESETS else {}
+    for group in ("model", "test", "optim"):
+        own = {*getattr(METHODS[method], group), *getattr(METHODS[new["method"]], group)}
+        if isinstance(inner := values.get(group), Mapping):
+            left = {n: v for n, v in inner.items() if n not in own or v != usual.get(group, {}).get(n, v)}
+            values[group] = left
+    return values
+
+
+def _names(values: Mapping[str, Any]) -> dict[str, str]:
+    """What ``values`` call their data and their method; an empty text where they name none."""
+    groups = {group: values.get(group) for group in ("data", "method")}
+    names = {group: inner.get("name") if isinstance(inner, Mapping) else None for group, inner in groups.items()}
+    return {group: name if isinstance(name, str) else "" for group, name in names.items()}
 
 
 def _base(named: str) -> str:

@@ -75,15 +75,21 @@ def rows_of(runs: Sequence[FinishedRun]) -> list[ComparisonRow]:
 
 
 def labels_of(runs: Sequence[FinishedRun]) -> list[str]:
-    """The shortest names that tell the runs apart: method, with seed, with folder."""
+    """The shortest names that tell the runs apart: method, with seed, with folder, with path."""
     methods = [str(run.results["method"]) for run in runs]
     seeds = [f"{m}, seed {run.results.get('seed')}" for m, run in zip(methods, runs, strict=True)]
     folders = [f"{m} ({run.path.name})" for m, run in zip(methods, runs, strict=True)]
-    return next((names for names in (methods, seeds, folders) if len(set(names)) == len(runs)), folders)
+    paths = [f"{m} ({run.path})" for m, run in zip(methods, runs, strict=True)]
+    return next((names for names in (methods, seeds, folders) if len(set(names)) == len(runs)), paths)
 
 
 def same_images(run: FinishedRun, baseline: FinishedRun) -> bool:
-    """Whether both were evaluated on the same images of the same classes, in the same order."""
+    """Whether both were evaluated on the same images of the same classes, in the same order.
+
+    An overlap of classes draws the images anew, under the same numbers.
+    """
+    if run.overlap != baseline.overlap:
+        return False
     ours, theirs = run.predictions, baseline.predictions
     if ours is None or theirs is None or ours.ids != theirs.ids or not np.array_equal(ours.targets, theirs.targets):
         return False
@@ -142,10 +148,14 @@ def same_order(runs: Sequence[FinishedRun]) -> bool:
 
 
 def rarest_sentence(runs: Sequence[FinishedRun], rows: Sequence[ComparisonRow]) -> str:
-    """Which run does best on the rarest classes; nothing to say on different data or on one run."""
+    """Which run does best on the rarest classes; nothing to say on different data, on one run, or
+    where a run has no evaluated image of them."""
     if len(runs) < 2 or not same_order(runs):
         return ""
-    tails = [findings.thirds_of(run)["tail"] or 0.0 for run in runs]
+    measured = [findings.thirds_of(run)["tail"] for run in runs]
+    tails = [tail for tail in measured if tail is not None]
+    if len(tails) < len(runs):  # no evaluated image of these classes
+        return ""
     best, worst = int(np.argmax(tails)), int(np.argmin(tails))
     if tails[best] == tails[worst]:
         return (

@@ -6,7 +6,7 @@ import contextlib
 import csv
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -79,6 +79,13 @@ class FinishedRun:
             return int(load_yaml(self.config)["optim"]["epochs"])
         return int(self.history[-1]["epoch"]) + 1
 
+    @property
+    def overlap(self) -> float:
+        """``data.overlap``: how far the images of ``scenes`` are those of other classes; 0 elsewhere."""
+        with contextlib.suppress(yaml.YAMLError, LookupError, TypeError, ValueError):
+            return float(load_yaml(self.config)["data"]["overlap"])
+        return 0.0
+
     def ranked(self) -> list[ClassRow]:
         """The classes from the most to the fewest training images, in label order where equal."""
         return sorted(self.classes, key=lambda row: -row.train_count)
@@ -98,13 +105,16 @@ def read_run(path: Path) -> FinishedRun:
         raise no_run(path)
     description = _parsed(path / "run.json", _mapping)
     status = description.get("status")
+    if status == "imported":
+        hint = f"Evaluate it: longtail eval {path} data.path=FILE_OR_FOLDER"
+        raise RunError(f"The run {path} was imported without images, so it has no results to show.", hint=hint)
     if status != "finished":
         hint = f"Go on with it: longtail train {path / 'config.yaml'} out={path} --resume"
         raise RunError(f"The run {path} is not finished (status: {status}).", hint=hint)
     missing = [name for name in NEEDED if not (path / name).is_file()]
     if missing:
         raise RunError(f"The run {path} lacks {', '.join(missing)}.")
-    classes = _parsed(path / "per_class.csv", _classes)
+    classes = _named(_parsed(path / "per_class.csv", _classes), description)
     has_predictions = (path / "predictions.csv").is_file()
     return FinishedRun(
         path=path,
@@ -177,6 +187,15 @@ def _classes(path: Path) -> list[ClassRow]:
     if unknown:
         raise ValueError(f"unknown group {sorted(unknown)[0]!r}")
     return rows
+
+
+def _named(classes: list[ClassRow], description: Mapping[str, Any]) -> list[ClassRow]:
+    """The classes with the names of run.json: the file, made for spreadsheets too, marks names that begin a formula."""
+    data = description.get("data")
+    names = data.get("class_names") if isinstance(data, Mapping) else None
+    if not isinstance(names, list) or len(names) != len(classes):
+        return classes
+    return [replace(row, name=str(name)) for row, name in zip(classes, names, strict=True)]
 
 
 def _predictions(path: Path, classes: list[ClassRow]) -> Predictions:

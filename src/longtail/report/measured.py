@@ -129,7 +129,7 @@ def feature_space(model: Model, data: Prepared) -> Space:
             centers = _means(features, labels.to(device), len(model.class_names))
     middle = features.mean(dim=0)
     _, spread, axes = torch.linalg.svd((features - middle).double(), full_matrices=False)
-    axes = axes[:2]
+    axes = F.pad(axes[:2], (0, 0, 0, max(0, 2 - len(axes))))  # one image spans no second axis
     share = float((spread[:2] ** 2).sum() / (spread**2).sum().clamp_min(1e-12))
     return Space(
         places=((features - middle).double() @ axes.T).cpu().numpy(),

@@ -46,9 +46,17 @@ def stoppable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def out_of_memory(error: Exception) -> bool:
+    """Whether it says that an allocation failed; PyTorch's on the CPU is a RuntimeError like any other."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    said = str(error)
+    return isinstance(error, RuntimeError) and ("can't allocate memory" in said or "not enough memory" in said)
+
+
 def untyped(error: Exception) -> LongtailError | None:
     """The typed error for one of Python's own that is nobody's mistake, or None for a bug of ours."""
-    if isinstance(error, MemoryError):
+    if out_of_memory(error):
         return ResourceError(
             "Out of memory.", hint="Take fewer or smaller images (data.size), or close other programs."
         )

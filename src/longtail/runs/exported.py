@@ -84,7 +84,9 @@ def portable_command(command: str) -> str:
     for before, word in zip(["", *given], given, strict=False):
         if "--out" in (before, word) or word.startswith(("out=", "--out=", "--resume", "--overwrite", "--debug")):
             continue
-        key, equals, value = word.rpartition("=")
+        key, equals, value = word.partition("=")
+        if not equals or "/" in key:  # no assignment: the word is itself a path
+            key, equals, value = "", "", word
         if key in places or value.startswith(("/", "../", "~")):
             word = f"{key}{equals}{Path(value).name}"
         words.append(word)

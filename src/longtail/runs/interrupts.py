@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-import torch
-
 from longtail.errors import EXIT_INTERRUPT, EXIT_SIGTERM, ResourceError, StoppedError
 from longtail.processes.distributed import largest
+from longtail.runs.ending import out_of_memory
 from longtail.runs.rundir import RunDir
 
 
@@ -94,9 +93,7 @@ def memory_errors() -> Iterator[None]:
     hint = "Lower optim.batch or the image size."
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise ResourceError("Out of memory.", hint=hint) from error
-    except RuntimeError as error:
-        if "can't allocate memory" in str(error) or "not enough memory" in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if out_of_memory(error):
             raise ResourceError("Out of memory.", hint=hint) from error
         raise

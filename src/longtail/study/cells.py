@@ -133,6 +133,15 @@ def key_of(folder: Path) -> str | None:
         return None
 
 
+def _said_key(results: Path) -> str | None:
+    """The key that a results.json names; None where the file is not one of ours."""
+    try:
+        content = read_json(results)
+    except LongtailError:
+        return None
+    return content.get("config_key") if isinstance(content, dict) else None
+
+
 class Finder:
     """Finds what is finished: in the cell's own folder, or among kept results.
 
@@ -148,7 +157,7 @@ class Finder:
         paths = sorted((kept / study).glob("*/results.json"))
         for path in [*paths, *(path for path in others if (path.parent / "predictions.csv").is_file())]:
             # An init is a path of the machine that ran it: there only the key of the day says what was in it.
-            for key in {key_of(path.parent), read_json(path).get("config_key")}:
+            for key in {key_of(path.parent), _said_key(path)}:
                 if key is not None:
                     self.kept.setdefault(key, []).append(path.parent)
 

@@ -74,7 +74,6 @@ def _one_by_one(cells: Sequence[Cell], finder: Finder, watch: StudyLines) -> lis
 
 
 def _train_here(cell: Cell, watch: StudyLines) -> Failure | None:
-    threads = torch.get_num_threads()
     command = ["longtail", "train", *cell.words, f"--out={cell.folder}"]
     try:
         run_config(cell.config, resume=True, listener=CellListener(watch, cell), command=command)
@@ -85,7 +84,6 @@ def _train_here(cell: Cell, watch: StudyLines) -> Failure | None:
     except Exception as error:  # a bug of ours in one cell is no reason to lose the night's others
         return Failure(cell, EXIT_BUG, f"this is a bug of longtail: {type(error).__name__}: {error}")
     finally:
-        torch.set_num_threads(threads)  # the next cell begins as it would alone
         if "torch._dynamo" in sys.modules:
             torch.compiler.reset()
     return None

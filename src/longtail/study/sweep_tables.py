@@ -15,6 +15,7 @@ import yaml
 
 from longtail.files import write_atomic
 from longtail.layers import merge, read_config_file
+from longtail.runs.exported import PATHS
 from longtail.study.cells import assignments
 from longtail.study.journal import Drawn
 from longtail.study.located import Setting, nested
@@ -57,15 +58,24 @@ def configuration(search: Search, trial: Drawn) -> dict[str, Any]:
     """The settings of a trial over its recipe as the nested values of a configuration file, without a seed."""
     values = merge(search.row(trial.name, trial.parameters).values, search.study.overrides)
     if search.target.endswith((".yaml", ".yml")):
-        return merge(read_config_file(Path(search.target)), values)
-    data, _, method = search.target.partition("/")
-    return merge({"data": {"name": data}, "method": {"name": method}}, values)
+        values = merge(read_config_file(Path(search.target)), values)
+    else:
+        data, _, method = search.target.partition("/")
+        values = merge({"data": {"name": data}, "method": {"name": method}}, values)
+    return _from_anywhere(search, values)
+
+
+def _from_anywhere(search: Search, values: dict[str, Any]) -> dict[str, Any]:
+    """The values with the places of the images as every trial had them, absolute: a file is used from any folder."""
+    given, data = values.get("data", {}), search.first.data
+    return merge(values, {"data": {name: getattr(data, name) for name in PATHS["data"] if given.get(name)}})
 
 
 def command(search: Search, trial: Drawn) -> str:
     """The command that trains the settings of a trial with the first seed that the search did not use."""
     seed = next(seed for seed in range(len(search.study.seeds) + 1) if seed not in search.study.seeds)
     values = search.row(trial.name, trial.parameters).values_for(seed, None, search.study.overrides)
+    values = _from_anywhere(search, values)
     return shlex.join(["longtail", "train", search.target, *assignments(values)])
 
 

@@ -28,7 +28,7 @@ from longtail.saliency import mask_centers, peak
 from longtail.saliency.detectors import DETECTORS, ImageDetector
 from longtail.training.listeners import Listener
 
-DETECTION_VERSION = 1
+DETECTION_VERSION = 2
 """Raised when a detector gives other peaks: what older versions kept is then found anew."""
 
 CHUNK = 256
@@ -117,8 +117,10 @@ def read_maps(path: Path, train: ImageSet) -> Tensor:
     return maps
 
 
-def _find(train: ImageSet, maps: ImageDetector, name: str, ties: str, listener: Listener) -> Tensor:
-    """Peaks by chunks; says where it stands every few seconds."""
+def _find(
+    train: ImageSet, maps: ImageDetector, name: str, ties: str, listener: Listener, stream: tuple[str | int, ...] = ()
+) -> Tensor:
+    """Peaks by chunks; says where it stands every few seconds. Draws among ties are those of ``stream``."""
     found, said = [], time.monotonic()
     for number, part in enumerate(torch.split(train.stacked, CHUNK)):
         made = maps(part.clone())  # a function from outside may write into what it is given
@@ -127,7 +129,7 @@ def _find(train: ImageSet, maps: ImageDetector, name: str, ties: str, listener: 
             raise DataError(f"Saliency maps of {name} are {shape}; {(len(part), *part.shape[-2:])} is wanted.")
         made = made.float()
         _refuse_unless_finite(made, train, number * CHUNK, name)
-        found.append(_peaks_of(made, ties, number))
+        found.append(_peaks_of(made, ties, *stream, number))
         if time.monotonic() - said > 5:
             said = time.monotonic()
             done = min(len(train), (number + 1) * CHUNK)
@@ -195,7 +197,7 @@ def _look_at_files(
         for shape, alike in by_shape.items():
             rows = torch.tensor(list(alike))
             part = dataclasses.replace(train.subset(rows), images=torch.stack(list(alike.values())))
-            places = _find(part, maps, name, ties, listener).double()
+            places = _find(part, maps, name, ties, listener, ("files", int(rows[0]))).double()
             peaks[rows] = (places + 0.5) / torch.tensor(shape)
         if time.monotonic() - said > 5:
             said = time.monotonic()
@@ -216,8 +218,8 @@ def _refuse_unless_finite(maps: Tensor, train: ImageSet, first: int, name: str) 
     )
 
 
-def _peaks_of(maps: Tensor, ties: str, chunk: int) -> Tensor:
-    return peak(maps, generator=generator("saliency ties", chunk) if ties == "random" else None).cpu()
+def _peaks_of(maps: Tensor, ties: str, *stream: str | int) -> Tensor:
+    return peak(maps, generator=generator("saliency ties", *stream) if ties == "random" else None).cpu()
 
 
 def _cache_file(images: str, detector: str, ties: str) -> Path:

@@ -15,10 +15,7 @@ from longtail.errors import ConfigError, DivergedError
 from longtail.evaluation.evaluate import Evaluation, describe, evaluate
 from longtail.evaluation.scoring import EvaluationStoppedError
 from longtail.files import read_json
-from longtail.processes.distributed import (
-    from_first,
-    is_first,
-)
+from longtail.processes.distributed import agreed, from_first, is_first
 from longtail.runs.interrupts import locked, memory_errors, out_of_time, stop_signals
 from longtail.runs.jobdir import open_run_dir
 from longtail.runs.rundir import Checkpoint
@@ -71,7 +68,8 @@ def train(
         raise ConfigError("--resume and --overwrite exclude each other.")
     began = time.monotonic()
     listener = listener if listener is not None and is_first() else Silent()
-    trackers = Trackers(config.run.trackers if is_first() else (), listener.said)
+    said, names = listener.said, config.run.trackers if is_first() else ()
+    trackers = agreed(lambda: Trackers(names, said))
     listener = Both(listener, trackers)
     run = open_run_dir(config.out or default_out(config))
     config = config.model_copy(update={"out": str(run.path)})

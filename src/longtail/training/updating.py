@@ -103,12 +103,12 @@ def add_gradients(
     loss, forwarded, spoiled = 0.0, 0, None
     method.take_saved_passes()
     terms, shares = dict[str, float](), dict[str, float]()
-    for here, part in zip(places(at, len(parts)), parts, strict=True):
+    for number, (here, part) in enumerate(zip(places(at, len(parts)), parts, strict=True), 1):
         size = len(part.target)
         if part.partner is not None and settings.accumulate > 1 and not method.needs_partner(here):
             part = dataclasses.replace(part, partner=None)
         stream = ("part", here.part) if isinstance(here, PartProgress) else ()
-        with adding_up(forward, last=part is parts[-1]):
+        with adding_up(forward, last=number == len(parts)):
             with keyed_global_rng(at.seed, "step", at.step, *stream):
                 output = forward(part, here)
             value, share = float(output.loss.detach()), size / images
