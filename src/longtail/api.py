@@ -96,6 +96,7 @@ def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
+@threads_kept()
 def run_config(
     config: Config,
     *,
@@ -107,7 +108,7 @@ def run_config(
     command: list[str] | None = None,
 ) -> Run:
     """Train by a Config, then write plots and report; of several processes (torchrun) the first writes them."""
-    with threads_kept(), job():
+    with job():
         results = train_config(
             config,
             resume=resume,
@@ -152,6 +153,7 @@ class Evaluated:
     verdict: str
 
 
+@threads_kept()
 def evaluate_run(run: str | Path, which: str = "last", settings: Mapping[str, Any] | None = None) -> Evaluated:
     """Evaluate the last or best weights of a run, or those of an exported folder, on the set that results are of.
 
@@ -168,21 +170,13 @@ def evaluate_run(run: str | Path, which: str = "last", settings: Mapping[str, An
                     hint=f"Only {', '.join(MOVABLE)} and which can.",
                 )
     folder = RunDir(run)
-    if is_exported(folder.path):
+    exported = is_exported(folder.path)
+    if exported:
         about = read_about(folder.path)
         described, config = about | {"data": about}, exported_config(folder.path, about, settings)
     else:
         described, config = folder.description(), stored_config(folder, settings)
-    with threads_kept():
-        pin_threads(config, described, Silent())
-        return _evaluated(run, which, settings, config, described)
-
-
-def _evaluated(
-    run: str | Path, which: str, settings: Mapping[str, Any], config: Config, described: Mapping[str, Any]
-) -> Evaluated:
-    """:func:`evaluate_run` by the configuration that its settings give."""
-    folder = RunDir(run)
+    pin_threads(config, described, Silent())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model = load(run, which=which, device=str(resolve_device(config.run.device)))
@@ -202,6 +196,6 @@ def _evaluated(
         notes.append("answers with " + describe_scoring(evaluation.scoring, config.test))
     verdict, recorded = "", model.recorded
     if recorded is not None and data.fingerprint == fingerprint and "test" not in settings:
-        whose = f"the card ({folder.path / CARD})" if is_exported(folder.path) else "the run"
+        whose = f"the card ({folder.path / CARD})" if exported else "the run"
         verdict = compare_numbers(evaluation.numbers(), recorded, len(evaluation.targets), whose)
     return Evaluated(data, evaluation, model.which, notes, verdict)

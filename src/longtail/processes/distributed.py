@@ -35,8 +35,7 @@ TIME_TO_ASK = timedelta(seconds=2)
 """For processes that raise the same error a moment later: the message is said once."""
 
 _store: Any = None  # a dist.Store, which has no type of its own
-_joined = 0
-"""How many groups this process has been in; all processes of a job count alike."""
+_joined = 0  # groups until now, which all processes of a job count alike
 _turns = 0
 
 
@@ -108,8 +107,7 @@ def _join() -> None:
     # one, none. Later the threads of the group would outlive leave(), and abort the end of the program now and then.
     importlib.import_module("torch.distributed.nn.functional")
     shared, number, processes = next(iter(rendezvous("env://")))
-    # The store outlives a group, and what the processes of the last one told it would be read as this one's.
-    _joined += 1
+    _joined += 1  # torchrun's store outlives a group: what one told it must not be read by the next
     _store = _prefixed(f"longtail/{_joined}", shared)
     # No backend is named: the collectives of each kind of device get their own, gloo on the CPU.
     dist.init_process_group(store=_prefixed(f"group/{_joined}", shared), rank=number, world_size=processes)
