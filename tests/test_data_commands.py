@@ -344,3 +344,11 @@ def test_a_set_is_packed_and_the_shards_are_a_spec(data_command: Command, tmp_pa
     assert data_command("pack", str(place)).code == 2
     assert data_command("pack", "scenes", "--out", str(tmp_path / "other")).code == 2
     assert not (tmp_path / "other").exists()
+
+
+def test_packing_says_how_many_images_it_shrank(data_command: Command, tmp_path: Path) -> None:
+    place = folder(tmp_path / "set", train=[4, 3])  # of 12 x 10 pixels
+    ended = data_command("pack", str(place), "--out", str(tmp_path / "packed"), "--shorter-side", "8")
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.startswith(f"{tmp_path / 'packed'}: 7 train images, 7 shrunk in 1 shard, 0.0 MB")
+    assert data_command("pack", str(place), "--out", str(tmp_path / "other"), "--shorter-side", "0").code == 2

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
@@ -319,6 +320,92 @@ def test_what_ends_packing_early_leaves_nothing(root: Path, tmp_path: Path, monk
 def test_a_set_that_is_not_of_files_is_not_packed(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nothing to pack"):
         pack(DataSettings(name="scenes"), tmp_path / "packed")
+
+
+# Shrunk ---------------------------------------------------------------------------------------------------------------
+
+
+def shrinkable(root: Path) -> Path:
+    """Training images of classes a and b: one that is small enough, a wide one, a narrow one, turned and gray ones."""
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    picture(root / "train" / "a" / "small.png", 1, height=16, width=90)
+    picture(root / "train" / "a" / "wide.PNG", 2, height=32, width=64)
+    picture(root / "train" / "a" / "narrow.bmp", 3, height=50, width=20)
+    picture(root / "train" / "b" / "turned.jpg", 4, height=40, width=24, exif=turned, quality=90)
+    picture(root / "train" / "b" / "lossy.webp", 5, height=33, width=48)
+    Image.open(picture(root / "train" / "b" / "gray.png", 6, height=24, width=24)).convert("LA").save(
+        root / "train" / "b" / "gray.png"
+    )
+    return root
+
+
+def test_images_with_a_longer_shorter_side_are_shrunk_to_it_and_the_others_stay(tmp_path: Path) -> None:
+    place = shrinkable(tmp_path / "set")
+    packed = pack(settings("folder", place), tmp_path / "packed", shorter_side=16)
+    assert (packed.images, packed.shrunk) == ({"train": 6}, 5)
+    listing, files = (list_files(settings("folder", where)) for where in (tmp_path / "packed", place))
+    assert (listing.shorter_side, files.shorter_side) == (16, None)
+    with tarfile.open(tmp_path / "packed" / "train-000000.tar") as tar:
+        inside = {name: file.read() for name in tar.getnames() if (file := tar.extractfile(name)) is not None}
+    found = {}
+    for entry, before in zip(listing.splits["train"], files.splits["train"], strict=True):
+        assert isinstance(entry.path, Member)
+        found[Path(entry.id).name] = entry.path.name[8:]
+        with opened(entry.path) as image:
+            size, pixels = image.size, np.asarray(to_rgb(image)).astype(int)
+        with opened(before.path) as image:
+            whole = to_rgb(image)
+        if min(whole.size) <= 16:
+            assert isinstance(before.path, str)
+            assert inside[entry.path.name] == Path(before.path).read_bytes()
+            continue
+        assert min(size) == 16
+        assert abs(max(size) - 16 * max(whole.size) / min(whole.size)) <= 0.5
+        wanted = np.asarray(whole.resize(size, Image.Resampling.BICUBIC)).astype(int)
+        off = abs(pixels - wanted)
+        assert (
+            off.max() == 0 if entry.path.name.endswith("png") else off.mean() < 12
+        )  # colors of noise, at half the size
+    assert found == {
+        "small.png": ".png",
+        "wide.PNG": ".png",
+        "narrow.bmp": ".png",
+        "turned.jpg": ".jpg",
+        "lossy.webp": ".jpg",
+        "gray.png": ".png",
+    }
+
+
+def test_a_shrunk_set_is_another_set_for_runs_and_stays_one_when_it_is_packed_again(tmp_path: Path) -> None:
+    place = shrinkable(tmp_path / "set")
+    for side in (16, 20, 90):
+        pack(settings("folder", place), tmp_path / str(side), shorter_side=side)
+    pack(settings("folder", tmp_path / "16"), tmp_path / "again")
+    pack(settings("folder", tmp_path / "20"), tmp_path / "smaller", shorter_side=16)
+    prints = {
+        where.name: open_data(settings("folder", where, stream=True)).fingerprint
+        for where in (place, *(tmp_path / name for name in ("16", "20", "90", "again", "smaller")))
+    }
+    assert prints["90"] == prints["set"]  # none was that large
+    assert prints["again"] == prints["16"] == prints["smaller"]
+    assert len({prints["set"], prints["16"], prints["20"]}) == 3
+    pack(settings("folder", place), tmp_path / "repeated", shorter_side=16)
+    assert [(tmp_path / name / "train-000000.tar").read_bytes() for name in ("repeated", "again")] == [
+        (tmp_path / "16" / "train-000000.tar").read_bytes()
+    ] * 2
+
+
+def test_an_image_that_cannot_be_shrunk_is_named_and_nothing_stays(tmp_path: Path) -> None:
+    place = shrinkable(tmp_path / "set")
+    file = place / "train" / "a" / "wide.PNG"
+    file.write_bytes(file.read_bytes()[:-200])  # its header is whole
+    with pytest.raises(DataError, match="1 of 6 images cannot be read") as caught:
+        pack(settings("folder", place), tmp_path / "packed", shorter_side=16)
+    assert "train/a/wide.PNG" in str(caught.value)
+    assert left_behind(tmp_path) == []
+    with pytest.raises(ConfigError, match="cannot be 0 pixels"):
+        pack(settings("folder", place), tmp_path / "packed", shorter_side=0)
 
 
 # Damage ---------------------------------------------------------------------------------------------------------------

@@ -108,18 +108,23 @@ def pack_command(
     megabytes: Annotated[
         int, typer.Option("--shard-megabytes", metavar="N", min=1, help="A shard has at most so many, or one image.")
     ] = 512,
+    shorter_side: Annotated[
+        int | None, typer.Option(metavar="PIXELS", min=1, help="Shrink images whose shorter side has more.")
+    ] = None,
 ) -> None:
     """Write image files as tar shards.
 
-    WebDataset reads them too; the new FOLDER is then a data.path.
+    WebDataset reads them too; the new FOLDER is then a data.path. Images are copied byte by byte, but for those that
+    --shorter-side shrinks, which are then decoded in a fraction of the time.
     """
     from longtail.data.packing import pack
 
     asked = settings_of(spec, settings or [])
-    packed = pack(asked, out, megabytes, lambda line: typer.echo(line, err=True))
+    packed = pack(asked, out, megabytes, lambda line: typer.echo(line, err=True), shorter_side=shorter_side)
     sets = ", ".join(f"{count:,} {split}" for split, count in packed.images.items())
     shards = f"{packed.shards:,} shard" + ("" if packed.shards == 1 else "s")
-    typer.echo(f"{out}: {sets} images in {shards}, {packed.size / 2**20:,.1f} MB")
+    shrunk = "" if shorter_side is None else f", {packed.shrunk:,} shrunk"
+    typer.echo(f"{out}: {sets} images{shrunk} in {shards}, {packed.size / 2**20:,.1f} MB")
 
 
 def settings_of(spec: str, words: list[str]) -> DataSettings:

@@ -163,7 +163,9 @@ def _streamed(settings: DataSettings, listing: Listing, say: Say) -> Source:
     sets = {}
     for split, entries in listing.splits.items():
         files, scaled = [entry.path for entry in entries], settings.decoding == "scaled"
-        images = ImageFiles(files, settings.size or 0, settings.center_crop, scaled=scaled)
+        images = ImageFiles(
+            files, settings.size or 0, settings.center_crop, scaled=scaled, shorter_side=listing.shorter_side
+        )
         labels = torch.tensor([entry.label for entry in entries], dtype=torch.int64)
         sets[split] = ImageSet(images, labels, torch.arange(len(entries)), ids=[entry.id for entry in entries])
     known = BIG_LISTS.get(settings.name)

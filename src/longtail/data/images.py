@@ -70,12 +70,15 @@ class ImageSet:
     def fingerprint(self) -> str:
         """A digest of pixels and labels: equal sets have equal fingerprints on every machine.
 
-        Of images in files it is the names that count, and not what is in them: nothing is read.
+        Of images in files it is the names that count, and what they were shrunk to when they were packed, and not what
+        is in them: nothing is read.
         """
         digest = hashlib.blake2b(digest_size=16)
         digest.update(repr(tuple(self.images.shape)).encode())
         if isinstance(self.images, ImageFiles):
             digest.update(repr(self.images.share).encode())
+            if self.images.shorter_side is not None:
+                digest.update(f"shorter side {self.images.shorter_side}\0".encode())
             digest.update("\0".join(self.ids if self.ids is not None else map(str, self.images.files)).encode())
         else:
             # A flat view instead of bytes: a copy of the pixels would double the memory of the largest tensor.

@@ -27,7 +27,8 @@ class ImageFiles:
     A file is one of its own or a member of a tar file. The square is ``share`` of the short side (see
     :func:`~longtail.data.reading.squares.middle_square`). What is read arrives on ``device``. ``scaled`` lets windows,
     which squares are not, be read by :func:`~longtail.data.reading.jpeg.read_windows`. Raises DataError naming the
-    files that cannot be read.
+    files that cannot be read. ``shorter_side`` is that of the listing: names do not tell shrunk images
+    from others.
     """
 
     files: Sequence[Place]
@@ -35,6 +36,7 @@ class ImageFiles:
     share: float = 1.0
     device: torch.device = _CPU
     scaled: bool = False
+    shorter_side: int | None = None
 
     def __len__(self) -> int:
         return len(self.files)

@@ -38,13 +38,18 @@ class Entry(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """A data set of files, unread. ``problems`` keep it from being used, ``notes`` do not; both are lines of text."""
+    """A data set of files, unread. ``problems`` keep it from being used, ``notes`` do not; both are lines of text.
+
+    ``shorter_side`` is what images with a longer one were resized to when they were packed, None where they are as they
+    came.
+    """
 
     name: str
     class_names: list[str]
     splits: dict[str, list[Entry]]
     problems: list[str]
     notes: list[str]
+    shorter_side: int | None = None
 
     def counts(self, split: str) -> list[int]:
         """Images of each class in ``split``."""

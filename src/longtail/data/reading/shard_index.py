@@ -49,6 +49,8 @@ class Index:
     members: Sequence[str]
     ids: Sequence[str]
     splits: list[str]
+    shorter_side: int | None = None
+    """Of :class:`~longtail.data.reading.listing.Listing`."""
 
     def listing(self, root: Path) -> Listing:
         """The listing of the set in ``root``."""
@@ -61,7 +63,7 @@ class Index:
         ):
             place = Member(paths[shard], member, start, size, None if check == _UNCHECKED else check)
             into[split].append(Entry(place, label, known))
-        return Listing(self.name, self.class_names, splits, [], list(self.notes))
+        return Listing(self.name, self.class_names, splits, [], list(self.notes), self.shorter_side)
 
     def images_from(self, shard: int, end: int) -> int:
         """Images of a shard that do not lie whole before its byte ``end``."""
@@ -104,6 +106,8 @@ def save_index(path: Path, listing: Listing, root: Path) -> None:
         "shards": [[Path(os.path.relpath(shard, root)).as_posix(), os.stat(shard).st_size] for shard in numbers],
         "notes": listing.notes,
     }
+    if listing.shorter_side is not None:
+        about["shorter_side"] = listing.shorter_side
     text = json.dumps(about)
     write_atomic(path, save(arrays, metadata={"index": _digest(arrays, text) + text}))
 
@@ -132,6 +136,7 @@ def read_index(path: Path) -> Index:
             members,
             ids,
             [split for split in SPLITS if split in about["splits"]],
+            None if about.get("shorter_side") is None else int(about["shorter_side"]),
         )
     except DataError:
         raise
