@@ -31,6 +31,7 @@ STUDIES = ROOT / "studies"
 PAGE = ROOT / "docs" / "results.md"
 SALIENCY = RESULTS / "saliency"
 SPEED = RESULTS / "speed" / "throughput.json"
+TIMES = RESULTS / "speed" / "whole_recipes.json"
 MEMORY = RESULTS / "memory" / "inat18-concutmix.json"
 KEPT = ("results.json", "per_class.csv", "metrics.jsonl")
 
@@ -165,6 +166,16 @@ def label_table(measured: Path) -> list[str]:
     return ["", about, "", *table(json.loads(measured.read_text())), "", "```", command, "```"]
 
 
+def time_table() -> list[str]:
+    """Accuracy against time of the fast recipe and the runs beside it; nothing without the seconds of steps."""
+    if not TIMES.is_file():
+        return []
+    table = runpy.run_path(str(ROOT / "benchmarks" / "against_time.py"))["table"]
+    about = "Accuracy against time, by the seconds of steps that took turns ([drawn](pictures/against-time.png)):"
+    commands = ["python benchmarks/against_time.py table", "python benchmarks/against_time.py picture"]
+    return ["", about, "", *table(json.loads(TIMES.read_text())["recipes"]), "", "```", *commands, "```"]
+
+
 def saliency_tables() -> list[str]:
     """What benchmarks/saliency_study.py measured, with what README.md beside it says."""
     study = runpy.run_path(str(ROOT / "benchmarks" / "saliency_study.py"))
@@ -186,7 +197,8 @@ def page() -> str:
         title = about.read_text().strip() if about.is_file() else f"## {study.name}"
         with_file = (STUDIES / f"{study.name}.yaml").is_file()
         table = table_of_study(study.name) if with_file else study_table(runs)
-        parts.append("\n".join([title, "", *table, *label_table(study / "labels.json")]) + "\n")
+        times = time_table() if study.name == "fast-cifar100" else []
+        parts.append("\n".join([title, "", *table, *label_table(study / "labels.json"), *times]) + "\n")
     if SALIENCY.is_dir():
         parts.append("\n".join(saliency_tables()))
     if SPEED.is_file():
