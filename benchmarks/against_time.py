@@ -13,24 +13,23 @@ from __future__ import annotations
 
 import argparse
 import json
+import runpy
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "results"
-TIMES = RESULTS / "speed" / "whole_recipes.json"
+TIMES = ROOT / "results" / "speed" / "whole_recipes.json"
+HELPERS = runpy.run_path(str(ROOT / "benchmarks" / "results.py"))
 GOAL, WHOLE, AT_MOST = 53.2, "cifar100/concutmix", 0.25
 FAST = "cifar100/fast,run.precision=bfloat16"
 
 
 @dataclass(frozen=True)
 class Point:
-    """Runs of one setting: their share of the time of 200 epochs of ConCutMix, and top-1 of each in percent."""
+    """Runs of one setting: their share of the time of 200 epochs of ConCutMix, and top-1 of each."""
 
     name: str
     epochs: int
@@ -45,21 +44,20 @@ def recipe_of(study: str, method: str) -> str:
     return WHOLE if method == "concutmix" else f"cifar100/{method},optim.batch=256"
 
 
-def points(times: Mapping[str, Any], studies: Sequence[str] = ("fast-cifar100", "family-cifar100")) -> list[Point]:
+def points(times: Mapping[str, Any]) -> list[Point]:
     """The settings of the studies whose step was timed, by their share of the time."""
     whole = times[WHOLE]
     found: dict[tuple[str, int, float], list[float]] = {}
-    for study in studies:
-        for path in sorted((RESULTS / study).glob("*/results.json")):
-            run = json.loads(path.read_text())
-            recipe = recipe_of(study, run["method"])
-            if recipe not in times:
+    for study in ("fast-cifar100", "family-cifar100"):
+        for cell in HELPERS["cells_of_study"](study)[1]:
+            recipe = recipe_of(study, cell.config.method.name)
+            if cell.finished is None or recipe not in times:
                 continue
-            config = yaml.safe_load((path.parent / "config.yaml").read_text())
-            steps = run["epochs"] * -(-sum(run["class_counts"]) // config["optim"]["batch"])
+            run = cell.finished.results
+            steps = run["epochs"] * -(-sum(run["class_counts"]) // cell.config.optim.batch)
             share = steps * times[recipe]["step_s"] / (whole["steps"] * whole["step_s"])
             name = "cifar100/fast" if recipe == FAST else run["method"]
-            found.setdefault((name, run["epochs"], share), []).append(100 * run["last"]["top1"])
+            found.setdefault((name, run["epochs"], share), []).append(run["last"]["top1"])
     rows = [Point(name, epochs, share, top1) for (name, epochs, share), top1 in found.items()]
     return sorted(rows, key=lambda row: row.share)
 
@@ -72,9 +70,8 @@ def table(times: Mapping[str, Any]) -> list[str]:
     ]
     for row in points(times):
         few = "" if len(row.top1) >= 3 else f" (n={len(row.top1)})"
-        mean = f"{statistics.mean(row.top1):.2f}"
-        mean += f" ± {statistics.stdev(row.top1):.2f}" if len(row.top1) > 1 else ""
-        lines.append(f"| {row.name} | {row.epochs} | {row.share:.3f} | {len(row.top1)}{few} | {mean} |")
+        top1 = HELPERS["spread"](row.top1)
+        lines.append(f"| {row.name} | {row.epochs} | {row.share:.3f} | {len(row.top1)}{few} | {top1} |")
     return lines
 
 
@@ -88,12 +85,14 @@ def picture(times: Mapping[str, Any], out: Path) -> None:
     figure, axis = pyplot.subplots(figsize=(7, 4), layout="constrained")
     rows = points(times)
     fast = [row for row in rows if row.name == "cifar100/fast"]
-    axis.plot([row.share for row in fast], [statistics.mean(row.top1) for row in fast], color="tab:blue", linewidth=1)
+    means = [100 * statistics.mean(row.top1) for row in fast]
+    axis.plot([row.share for row in fast], means, color="tab:blue", linewidth=1)
     for row in rows:
         color = "tab:blue" if row in fast else "tab:orange" if row.name == "concutmix" else "tab:gray"
-        axis.scatter([row.share] * len(row.top1), row.top1, color=color, s=18, zorder=3)
+        percent = [100 * value for value in row.top1]
+        axis.scatter([row.share] * len(percent), percent, color=color, s=18, zorder=3)
         label = f"{row.name}, {row.epochs}" if row in fast else row.name
-        axis.annotate(label, (row.share, max(row.top1)), (5, 4), textcoords="offset points", fontsize=8)
+        axis.annotate(label, (row.share, max(percent)), (5, 4), textcoords="offset points", fontsize=8)
     axis.axhline(GOAL, color="black", linewidth=0.8, linestyle="--")
     axis.annotate(
         "200 epochs of ConCutMix, its authors (best epoch)",

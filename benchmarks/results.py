@@ -13,7 +13,7 @@ import runpy
 import shutil
 import statistics
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ import yaml
 
 from longtail.runs.exported import portable_command
 from longtail.study import read_study
-from longtail.study.cells import Finder, study_cells
+from longtail.study.cells import Cell, Finder, study_cells
+from longtail.study.file import Study
 from longtail.study.table import study_results
 from longtail.study.writing import markdown
 
@@ -94,7 +95,7 @@ def identity(run: dict[str, Any]) -> str:
     return json.dumps([config, run["numbers_version"]], sort_keys=True)
 
 
-def spread(values: list[float | None]) -> str:
+def spread(values: Sequence[float | None]) -> str:
     """Mean and sample standard deviation in percent, or a dash for an empty group."""
     known = [100 * value for value in values if value is not None]
     if not known:
@@ -140,14 +141,21 @@ def archive_of(study: Path) -> str | None:
     return None if data == "scenes" else f"{data}.npz"
 
 
-def table_of_study(name: str) -> list[str]:
-    """The table of a study that has a file: its rows in its order, with differences to its baseline."""
+def cells_of_study(name: str) -> tuple[Study, list[Cell]]:
+    """A study that has a file, and its cells with what is kept of them."""
     images = archive_of(STUDIES / f"{name}.yaml")
     study = read_study(STUDIES / f"{name}.yaml", {"data": {"path": images}} if images else {})
     cells = study_cells(study, RESULTS / name / "of-no-run")
     finder = Finder(RESULTS, name, fingerprint=lambda config: None)  # the images need not be at hand
     for cell in cells:
         finder.look(cell)
+    return study, cells
+
+
+def table_of_study(name: str) -> list[str]:
+    """The table of a study that has a file: its rows in its order, with differences to its baseline."""
+    images = archive_of(STUDIES / f"{name}.yaml")
+    study, cells = cells_of_study(name)
     done = {label for cell in cells if cell.finished is not None for label in cell.labels}
     labels = [row.label for row in study.rows if row.label in done]
     table = study_results(study.name, labels, study.baseline if study.baseline in done else None, cells)
