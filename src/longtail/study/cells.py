@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -127,10 +128,18 @@ def key_of(folder: Path) -> str | None:
 
     The ``config_key`` in an old results.json may have been counted in another way.
     """
+    path = folder / "config.yaml"
     try:
-        return build_config(RunDir(folder).read_config()).key()
-    except LongtailError:
+        changed = path.stat()
+        return _config_of(folder, changed.st_mtime_ns, changed.st_size, changed.st_ino).key()
+    except (LongtailError, OSError):
         return None
+
+
+@functools.lru_cache(maxsize=4096)
+def _config_of(folder: Path, *_of_file: int) -> Config:
+    """Read once for as long as the file stays the same: each study of a page of tables looks through all kept runs."""
+    return build_config(RunDir(folder).read_config())
 
 
 def _said_key(results: Path) -> str | None:
