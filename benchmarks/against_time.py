@@ -56,7 +56,8 @@ def points(times: Mapping[str, Any]) -> list[Point]:
             run = cell.finished.results
             steps = run["epochs"] * -(-sum(run["class_counts"]) // cell.config.optim.batch)
             share = steps * times[recipe]["step_s"] / (whole["steps"] * whole["step_s"])
-            name = "cifar100/fast" if recipe == FAST else run["method"]
+            form = ", first form" if cell.labels[0].startswith("first form") else ""
+            name = f"cifar100/fast{form}" if recipe == FAST else run["method"]
             found.setdefault((name, run["epochs"], share), []).append(run["last"]["top1"])
     rows = [Point(name, epochs, share, top1) for (name, epochs, share), top1 in found.items()]
     return sorted(rows, key=lambda row: row.share)
@@ -76,7 +77,7 @@ def table(times: Mapping[str, Any]) -> list[str]:
 
 
 def picture(times: Mapping[str, Any], out: Path) -> None:
-    """Every run a dot, and the means of the fast recipe joined."""
+    """Every run a dot, and the means of each form of the fast recipe joined."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -84,9 +85,11 @@ def picture(times: Mapping[str, Any], out: Path) -> None:
 
     figure, axis = pyplot.subplots(figsize=(7, 4), layout="constrained")
     rows = points(times)
-    fast = [row for row in rows if row.name == "cifar100/fast"]
-    means = [100 * statistics.mean(row.top1) for row in fast]
-    axis.plot([row.share for row in fast], means, color="tab:blue", linewidth=1)
+    fast = [row for row in rows if row.name.startswith("cifar100/fast")]
+    for form in {row.name for row in fast}:
+        same = [row for row in fast if row.name == form]
+        means = [100 * statistics.mean(row.top1) for row in same]
+        axis.plot([row.share for row in same], means, color="tab:blue", linewidth=1)
     for row in rows:
         color = "tab:blue" if row in fast else "tab:orange" if row.name == "concutmix" else "tab:gray"
         percent = [100 * value for value in row.top1]

@@ -2,11 +2,12 @@
 
 python benchmarks/unused_images.py RUN ... --path cifar100.npz [--a-class 100] [--imbalance 100]
 
-A long-tailed subset of CIFAR leaves tens of thousands of images that no run of it has seen; they are a val set five times
-as large as a run would spare. Of each class up to ``--a-class`` of them are scored with each RUN (a run folder, or what
-export made), and every row moves the logits by ``shift`` times the log of the training frequencies: what training with a
-``method.tau`` smaller by so much would have moved them. The largest classes have few unused images or none; accuracy is the
-mean over the classes that have some. Test images are not read.
+A long-tailed subset of CIFAR leaves tens of thousands of images that no run of it has seen: a val set five times as
+large as a run would spare. Of each class up to ``--a-class`` of them are scored with each RUN (a run folder, or what
+export made), and every row moves the logits by ``shift`` times the log of the training frequencies: what training with
+a ``method.tau`` smaller by so much would have moved them. The largest classes have few unused images or none; accuracy
+is the mean over the classes that have some. A run whose own ``test.flip`` is on has the flipped image in both halves of
+the table. Test images are not read.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ import numpy as np
 import longtail
 from longtail.data.longtail import class_counts, subsample
 
-SHIFTS = (-0.2, -0.1, 0.0, 0.1, 0.2, 0.3, 0.4)
+SHIFTS = (-0.6, -0.5, -0.4, -0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3, 0.4)
 MANY, FEW = 100, 20
 
 
 def unused_images(path: Path, imbalance: float, subset_seed: int, a_class: int) -> tuple[Any, Any, Any]:
-    """(images, labels, training images of each class): up to ``a_class`` that the subset did not take, in a fixed order."""
+    """(images, labels, training images of each class): up to ``a_class`` images that the subset did not take."""
     with np.load(path) as stored:
         images, labels = stored["train_images"], stored["train_labels"].reshape(-1).astype(np.int64)
     counts = class_counts(int(np.bincount(labels).max()), int(labels.max()) + 1, imbalance)

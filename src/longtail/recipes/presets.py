@@ -199,7 +199,7 @@ _FAST_CIFAR100: dict[str, Any] = {
         "schedule": "cosine",
         "warmup_epochs": 2,
     },
-    "method": {"criterion": "logit-adjustment", "tau": 0.8},
+    "method": {"criterion": "logit-adjustment"},
     "test": {"flip": True},
 }
 
