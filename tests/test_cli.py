@@ -571,6 +571,14 @@ def test_every_recipe_and_method_is_listed_with_where_it_comes_from(longtail_com
     assert "arXiv 2407.04911" in listed["concutmix"]
 
 
+def test_recipes_are_narrowed_by_a_part_of_their_name(longtail_command: Command) -> None:
+    listed = [line.split()[0] for line in longtail_command("recipes", "100/con").out.splitlines()]
+    assert listed == [name for name in recipe_names() if "100/con" in name] != []
+    ended = longtail_command("recipes", "cifr100/fast")
+    assert ended.code == 2
+    assert "Did you mean 'cifar100/fast'?" in ended.err
+
+
 def test_the_schema_has_every_key(longtail_command: Command) -> None:
     schema = json.loads(longtail_command("schema").out)
     text = json.dumps(schema)

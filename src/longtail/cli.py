@@ -192,11 +192,19 @@ app.command("import", cls=OfSettings)(taking_away.import_)
 
 
 @app.command()
-def recipes() -> None:
-    """List the recipes, and their sources."""
+def recipes(
+    text: Annotated[str | None, typer.Argument(metavar="TEXT", help="Only those with this in their name.")] = None,
+) -> None:
+    """List the recipes, and their sources.
+
+    What a recipe sets is shown by longtail train RECIPE --dry-run.
+    """
+    from longtail.errors import unknown_name
     from longtail.recipes import recipe_names, recipe_note, recipe_source
 
-    names = recipe_names()
+    names = [name for name in recipe_names() if text is None or text in name]
+    if text is not None and not names:
+        raise unknown_name("recipe", text, recipe_names())
     width = max(map(len, names))
     for name in names:
         note = recipe_note(name)
