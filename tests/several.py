@@ -24,6 +24,7 @@ from longtail.losses import logit_adjustment
 from longtail.methods import METHODS
 from longtail.processes.distributed import gather_rows, job, like_first, rank, replicated
 from longtail.rng import generator
+from longtail.training.averaging import average_of, renew_statistics
 from longtail.training.listeners import Silent
 from longtail.training.optim import build_optimizer
 from longtail.training.starting import build_views, find_peaks, share_out
@@ -51,6 +52,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "bcl",
         {"optim": {"sam": 0.05, "sam_start": 1}, "method": {"contrast_stop": 1}},
     ),
+    "mean of the weights": ("cutmix", {"optim": {"swa_start": 1, "accumulate": 2}}),
     "small images at first": ("concutmix", {"views": {"progressive_size": 4, "progressive_stop": 1}}),
     "threads": ("cutmix", {"run": {"workers": 2}}),
     "vision transformer": ("ce", {"model": {"backbone": "vit-small-patch4"}}),
@@ -88,6 +90,7 @@ def five_steps(order: str, archive: Path, *, shards: int | None = None) -> dict[
     loader = Loader(
         data.train, method.needs, views, optim.batch, 9, 3, workers=config.run.workers, peaks=peaks, own=own
     )
+    average = average_of(method, optim, loader.steps_per_epoch)
     replica = replicated(method, leaves_unused=method.leaves_unused)
     method.train()
     losses = []
@@ -96,11 +99,18 @@ def five_steps(order: str, archive: Path, *, shards: int | None = None) -> dict[
         method.see_at(config.views.side_at(at.epoch, optim.epochs))
         done = update(method, optimizer, batch, at, RATE, optim, sharing, replica)
         losses.append([done.loss, done.forwarded, done.saved, *done.logs.values()])
+        if average is not None:
+            average.update(method, step)
     width = max(map(len, losses))
     found = {
         f"model/{key}": value.detach().clone(memory_format=torch.contiguous_format)
         for key, value in method.state_dict().items()
     }
+    if average is not None:
+        stale = {name: value.clone() for name, value in average.tensors.items()}
+        renew_statistics(method, average, loader, 5, optim, sharing)
+        assert any(not torch.equal(value, stale[name]) for name, value in average.tensors.items())
+        found |= {f"average/{key}": value.contiguous() for key, value in average.tensors.items()}
     found["losses"] = torch.tensor([row + [0.0] * (width - len(row)) for row in losses], dtype=torch.float64)
     for key, weight in method.named_parameters():
         if weight in optimizer.state:

@@ -406,7 +406,13 @@ CHANGES += [
     "data.allow_empty=true",
 ]
 CHANGES += ["views.classification=autoaugment", "views.contrastive=autoaugment", "views.contrastive_size=16"]
-CHANGES += ["views.progressive_size=16", "views.progressive_stop=0.3", "optim.sam_start=0.8"]
+CHANGES += [
+    "views.progressive_size=16",
+    "views.progressive_stop=0.3",
+    "optim.sam_start=0.8",
+    "optim.swa_start=0.5",
+    "optim.swa_lr=0.02",
+]
 CHANGES += ["method.contrast_start=0.1", "method.contrast_stop=0.9"]
 CHANGES += ["model.backbone=resnet20"]
 CHANGES += ["model.bn=sync", "model.bn_shards=2"]

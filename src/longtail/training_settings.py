@@ -40,6 +40,11 @@ class OptimSettings(Settings):
     """The largest norm of all gradients together; null does not clip."""
     ema: float | None = Field(None, gt=0, lt=1)
     """Decay of an average of the weights, which is then evaluated, kept as best and predicted with; null has none."""
+    swa_start: Time | None = None
+    """Stochastic weight averaging: from this fraction of the run or epoch on the mean of the weights is evaluated, kept
+    as best and predicted with; null has none. The schedule ends where it begins."""
+    swa_lr: float | None = Field(None, gt=0)
+    """The constant learning rate from there on, to which the schedule falls; null is a quarter of lr."""
     sam: float | None = Field(None, gt=0)
     """Radius rho of sharpness-aware minimization, at twice the image passes; null is off."""
     sam_start: Time = 0
@@ -62,6 +67,28 @@ class OptimSettings(Settings):
             raise ValueError(f"leaves micro-batches of less than 2 of the {batch} images of optim.batch")
         return value
 
+    @field_validator("swa_start")
+    @classmethod
+    def _the_only_average(cls, value: int | float | None, info: ValidationInfo) -> int | float | None:
+        epochs = info.data.get("epochs")
+        if value is not None and info.data.get("ema") is not None:
+            raise ValueError("and optim.ema are two averages of the weights; set one of them to null")
+        if value is not None and epochs is not None and resolve_time(value, epochs) >= epochs:
+            raise ValueError(f"leaves none of the {epochs} epochs of optim.epochs to average")
+        return value
+
+    @property
+    def schedule_epochs(self) -> int:
+        """Where the schedule ends: with the last epoch, or where ``swa_start`` begins."""
+        return self.epochs if self.swa_start is None else resolve_time(self.swa_start, self.epochs)
+
+    @property
+    def lowest_lr(self) -> float:
+        """Where cosine and onecycle end: at 0, or at the rate of averaging."""
+        if self.swa_start is None:
+            return 0.0
+        return self.lr / 4 if self.swa_lr is None else self.swa_lr
+
     def sharpens(self, epoch: int, epochs: int) -> bool:
         """Whether steps of this epoch take SAM's second pass (start 0.8 of 200: epochs 160..199)."""
         return self.sam is not None and epoch >= resolve_time(self.sam_start, epochs)
@@ -75,6 +102,8 @@ class OptimSettings(Settings):
             times["milestones"] = [resolve_time(time, self.epochs) for time in self.milestones]
         if self.sam is not None and self.sam_start != 0:
             times["sam_start"] = resolve_time(self.sam_start, self.epochs)
+        if self.swa_start is not None:
+            times["swa_start"] = self.schedule_epochs
         return times
 
 

@@ -16,28 +16,32 @@ from longtail.models.blocks import blocks_of, layers_of
 def lr_at(settings: OptimSettings, step: int, steps_per_epoch: int) -> float:
     """The learning rate of a step (steps and epochs count from 0), in units of ``settings.lr``'s own scale.
 
-    With w warm-up epochs, E epochs, e = step // steps_per_epoch:
+    With w warm-up epochs, E epochs, or those before ``swa_start``, and e = step // steps_per_epoch:
 
     - e < w: lr (e + 1) / w
     - step: lr * decay^(number of milestones m with e >= m)
-    - cosine: lr * 0.5 (1 + cos(pi (e - w + 1) / (E - w + 1)))
-    - onecycle: per step, linearly up over the first 30 % of all steps, then a half cosine down to 0 (no warm-up)
+    - cosine: low + (lr - low) * 0.5 (1 + cos(pi (e - w + 1) / (E - w + 1)))
+    - onecycle: per step, linearly up over the first 30 % of those steps, then a half cosine down to low (no warm-up)
+    - e >= E: low
 
-    Source: the ConCutMix authors' program for step and cosine; Smith and Topin, arXiv 1708.07120, for onecycle.
+    low is 0, or ``swa_lr`` with a ``swa_start``. Source: the ConCutMix authors' program for step and cosine; Smith and
+    Topin, arXiv 1708.07120, for onecycle; Izmailov et al., arXiv 1803.05407, for the constant rate at the end.
     """
-    epoch = step // steps_per_epoch
+    epoch, epochs, low = step // steps_per_epoch, settings.schedule_epochs, settings.lowest_lr
+    if epoch >= epochs:
+        return low
     if settings.schedule == "onecycle":
-        total = settings.epochs * steps_per_epoch
+        total = epochs * steps_per_epoch
         rise = max(1, round(0.3 * total))
         if step < rise:
             return settings.lr * (step + 1) / rise
-        return settings.lr * 0.5 * (1 + math.cos(math.pi * (step - rise + 1) / max(1, total - rise)))
+        return low + (settings.lr - low) * 0.5 * (1 + math.cos(math.pi * (step - rise + 1) / max(1, total - rise)))
     times = settings.resolved()
     warmup: int = times["warmup_epochs"]
     if epoch < warmup:
         return settings.lr * (epoch + 1) / warmup
     if settings.schedule == "cosine":
-        return settings.lr * 0.5 * (1 + math.cos(math.pi * (epoch - warmup + 1) / (settings.epochs - warmup + 1)))
+        return low + (settings.lr - low) * 0.5 * (1 + math.cos(math.pi * (epoch - warmup + 1) / (epochs - warmup + 1)))
     passed = sum(epoch >= milestone for milestone in times["milestones"])
     return float(settings.lr * settings.decay**passed)
 

@@ -24,7 +24,7 @@ from longtail.processes.device import resolve_device
 from longtail.processes.distributed import agreed, from_first, in_turn, like_first, local_rank, replicated, world_size
 from longtail.processes.sharing import Sharing
 from longtail.runs.rundir import RunDir
-from longtail.training.averaging import Average
+from longtail.training.averaging import Average, average_of
 from longtail.training.description import describe_run
 from longtail.training.detection import digest
 from longtail.training.faults import Fault, planned_faults
@@ -106,8 +106,6 @@ def set_up(
     like_first(method)
     method.to(device)
     optimizer = build_optimizer(method, config.optim, method.rates)
-    average = None if config.optim.ema is None else Average(method, config.optim.ema)
-
     loader = loader_for(data.train)(
         data.train.to(device),
         method.needs,
@@ -119,6 +117,7 @@ def set_up(
         peaks=peaks,
         own=own_images(config.optim, sharing),
     )
+    average = average_of(method, config.optim, loader.steps_per_epoch)
     small = agreed(lambda: progressive_size(config, method, size, views["contrastive"].size))
     compiled = should_compile(config, device, planned_passes(config, method, loader), described, listener)
     if config.run.checkpointing:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from longtail.config import OptimSettings
 from longtail.errors import DivergedError
-from longtail.methods import Batch, Method, Progress
+from longtail.methods import Batch, Method, Progress, StepOutput
 from longtail.processes.distributed import adding_up
 from longtail.processes.sharing import ALONE, Shares, Sharing
 from longtail.rng import generator, keyed_global_rng
@@ -98,30 +98,47 @@ def add_gradients(
     because the sum is then the loss of the batch, whatever its size.
     """
     images = len(batch.target)
-    parts = split_up(batch, settings, sharing)
+    parts = pieces(method, batch, at, settings, sharing)
     forward = method if replica is None else replica
-    loss, forwarded, spoiled = 0.0, 0, None
+    loss, passes, spoiled = 0.0, 0, None
     method.take_saved_passes()
     terms, shares = dict[str, float](), dict[str, float]()
-    for number, (here, part) in enumerate(zip(places(at, len(parts)), parts, strict=True), 1):
+    for number, (here, part) in enumerate(parts, 1):
         size = len(part.target)
-        if part.partner is not None and settings.accumulate > 1 and not method.needs_partner(here):
-            part = dataclasses.replace(part, partner=None)
-        stream = ("part", here.part) if isinstance(here, PartProgress) else ()
         with adding_up(forward, last=number == len(parts)):
-            with keyed_global_rng(at.seed, "step", at.step, *stream):
-                output = forward(part, here)
+            output = forwarded(forward, part, here)
             value, share = float(output.loss.detach()), size / images
             if spoiled is None and not math.isfinite(value):
                 spoiled = value, part
             (output.loss * share).backward()
         loss += share * value
-        forwarded += len(part.views) * size if output.forwarded is None else output.forwarded
+        passes += len(part.views) * size if output.forwarded is None else output.forwarded
         for name, term in output.logs.items():
             terms[name] = terms.get(name, 0.0) + share * float(term)
             shares[name] = shares.get(name, 0.0) + share
     logs = {name: total / shares[name] for name, total in terms.items()}
-    return Update(loss, logs, forwarded, spoiled, method.take_saved_passes())
+    return Update(loss, logs, passes, spoiled, method.take_saved_passes())
+
+
+def pieces(
+    method: Method, batch: Batch, at: Progress, settings: OptimSettings, sharing: Sharing = ALONE
+) -> list[tuple[Progress, Batch]]:
+    """The micro-batches of a step, each with its place, and with a partner only where it is mixed."""
+    parts = split_up(batch, settings, sharing)
+    found = []
+    for here, part in zip(places(at, len(parts)), parts, strict=True):
+        if part.partner is not None and settings.accumulate > 1 and not method.needs_partner(here):
+            part = dataclasses.replace(part, partner=None)
+        found.append((here, part))
+    return found
+
+
+def forwarded(forward: nn.Module, part: Batch, here: Progress) -> StepOutput:
+    """The loss of a micro-batch; what the network draws (dropout) is keyed by its place."""
+    stream = ("part", here.part) if isinstance(here, PartProgress) else ()
+    with keyed_global_rng(here.seed, "step", here.step, *stream):
+        output: StepOutput = forward(part, here)
+    return output
 
 
 def gradient_norm(method: Method) -> torch.Tensor:

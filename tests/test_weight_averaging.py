@@ -1,0 +1,225 @@
+"""Stochastic weight averaging: its rates, its mean, the statistics of batch-norm under it, and whole runs."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import longtail
+import longtail.training.loop as loop
+from longtail.config import OptimSettings
+from longtail.data.loader import Loader
+from longtail.data.open import open_data
+from longtail.errors import ConfigError, StoppedError
+from longtail.methods import Method
+from longtail.recipes import load_config
+from longtail.rng import generator, keyed_global_rng
+from longtail.runs.rundir import RunDir
+from longtail.training.averaging import Average, average_of, equal, renew_statistics
+from longtail.training.loop import train
+from longtail.training.optim import lr_at
+from longtail.training.starting import build_views
+from longtail.training.state import build_method
+from tiny import At, outcome, tiny_config
+
+PER_EPOCH = 3
+SWA = {"swa_start": 1, "epochs": 4, "swa_lr": 0.03}
+
+
+# Rates ----------------------------------------------------------------------------------------------------------------
+
+
+def rates(**own: Any) -> list[float]:
+    settings = OptimSettings(lr=0.2, warmup_epochs=0, **own)
+    return [lr_at(settings, step, PER_EPOCH) for step in range(settings.epochs * PER_EPOCH)]
+
+
+@pytest.mark.parametrize("schedule", ["step", "cosine", "onecycle"])
+def test_a_schedule_ends_where_averaging_begins_at_its_rate(schedule: str) -> None:
+    found = rates(schedule=schedule, milestones=[2], epochs=10, swa_start=0.6, swa_lr=0.05)
+    alone = rates(schedule=schedule, milestones=[2], epochs=6)
+    for place, (rate, falling) in enumerate(zip(found[:18], alone, strict=True)):
+        rises = schedule == "onecycle" and place < 5
+        assert rate == pytest.approx(falling if schedule == "step" or rises else 0.05 + 0.75 * falling), place
+    assert found[18:] == [0.05] * 12
+
+
+def test_the_rate_of_averaging_is_a_quarter_of_the_top_rate_unless_it_has_its_own() -> None:
+    assert rates(epochs=4, swa_start=2)[6:] == [0.05] * 6
+
+
+def test_the_resolved_times_say_where_averaging_begins() -> None:
+    assert OptimSettings(epochs=40, swa_start=0.6).resolved()["swa_start"] == 24
+    assert "swa_start" not in OptimSettings(epochs=40).resolved()
+
+
+# The mean -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_average_is_the_mean_of_the_first_weights_and_those_after_each_epoch() -> None:
+    module = torch.nn.Linear(2, 2)
+    average = Average(module, equal(OptimSettings(epochs=9, swa_start=2), PER_EPOCH))
+    points: list[Tensor] = []
+    for step in range(9 * PER_EPOCH):
+        with torch.no_grad():
+            module.weight.copy_(torch.randn((2, 2), generator=generator("weights", step)))
+        average.update(module, step)
+        if step < 2 * PER_EPOCH:
+            points = [module.weight.detach().clone()]
+        elif (step + 1) % PER_EPOCH == 0:
+            points.append(module.weight.detach().clone())
+        mean = torch.stack(points).mean(dim=0)
+        torch.testing.assert_close(average.tensors["weight"], mean, rtol=1e-5, atol=1e-6)
+    assert len(points) == 8
+
+
+def test_no_average_is_kept_unless_one_is_asked_for() -> None:
+    module = torch.nn.Linear(2, 2)
+    assert average_of(module, OptimSettings(), PER_EPOCH) is None
+    moving, mean = (average_of(module, OptimSettings(**own), PER_EPOCH) for own in ({"ema": 0.9}, {"swa_start": 0.5}))
+    assert moving is not None
+    assert mean is not None
+    assert (moving.share(10**6), mean.share(0)) == (pytest.approx(0.1), 1.0)
+
+
+# Statistics of batch-norm ---------------------------------------------------------------------------------------------
+
+
+def made(archive: Path, out: Path, method: str, **own: Any) -> tuple[Method, Loader, Any]:
+    config = tiny_config(method, archive, out, **own)
+    data = open_data(config.data)
+    network = build_method(config, data.stats.counts, 8).train()
+    loader = Loader(
+        data.train, network.needs, build_views(config, data), config.optim.batch, config.optim.epochs, config.seed
+    )
+    return network, loader, config
+
+
+@pytest.mark.parametrize("method", ["ce", "concutmix"])
+def test_the_statistics_are_those_of_the_latest_batches_under_the_mean(
+    tiny_npz: Path, tmp_path: Path, method: str
+) -> None:
+    network, loader, config = made(tiny_npz, tmp_path / "run", method, optim={**SWA, "epochs": 60})
+    average = Average(network, equal(config.optim, loader.steps_per_epoch))
+    for name, value in average.tensors.items():  # another network's weights
+        if value.is_floating_point():
+            value.copy_(value + 0.05 * torch.randn(value.shape, generator=generator("moved", name)))
+    other = copy.deepcopy(network)
+    other.load_state_dict(average.tensors)
+    step = 55
+    for number in range(step - 51, step):
+        at = loader.progress(number)
+        batch = loader.batch(number, with_partner=other.needs_partner(at))
+        with keyed_global_rng(at.seed, "step", number), torch.no_grad():
+            other(batch, at)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    weights = {name: value.clone() for name, value in average.tensors.items() if "running" not in name}
+    stale = average.tensors["network.backbone.bn1.running_mean"].clone()
+    renew_statistics(network, average, loader, step, config.optim)
+    for name, value in other.state_dict().items():
+        if "running" in name:
+            torch.testing.assert_close(average.tensors[name], value, rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(average.tensors["network.backbone.bn1.running_mean"], stale)
+    for name, value in weights.items():
+        assert torch.equal(average.tensors[name], value), name
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert network.training
+    assert network.take_saved_passes() == 0
+
+
+def test_statistics_are_left_alone_before_averaging_and_without_batch_norm(tiny_npz: Path, tmp_path: Path) -> None:
+    for own, step in (({}, 3), ({"model": {"backbone": "vit-small-patch4"}}, 9)):
+        network, loader, config = made(tiny_npz, tmp_path / "run", "ce", optim=SWA, **own)
+        average = Average(network, equal(config.optim, loader.steps_per_epoch))
+        before = {name: value.clone() for name, value in average.tensors.items()}
+        renew_statistics(network, average, loader, step, config.optim)
+        assert all(torch.equal(value, before[name]) for name, value in average.tensors.items())
+
+
+# Whole runs -----------------------------------------------------------------------------------------------------------
+
+RESUMED: dict[str, tuple[str, dict[str, Any]]] = {
+    "plain": ("concutmix", {"optim": SWA}),
+    "micro-batches and sharpness": ("cutmix", {"optim": {**SWA, "accumulate": 2, "sam": 0.05}}),
+    "a queue": ("paco", {"optim": SWA}),
+    "masks of the network's own": ("smcl", {"method": {"detector": "input-gradient", "mask_start": 0}, "optim": SWA}),
+    "two threads": ("ce", {"optim": SWA, "run": {"workers": 2}}),
+}
+
+
+@pytest.mark.parametrize("option", RESUMED)
+def test_a_run_that_averages_goes_on_in_the_middle_of_an_epoch(tiny_npz: Path, tmp_path: Path, option: str) -> None:
+    method, own = RESUMED[option]
+    train(tiny_config(method, tiny_npz, tmp_path / "whole", **own))
+    config = tiny_config(method, tiny_npz, tmp_path / "run", **own)
+    for step in (2, 4, 7):
+        with pytest.raises(StoppedError):
+            train(config, resume=True, listener=At(step))
+    train(config, resume=True)
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+
+
+def test_averaging_leaves_training_alone_and_its_mean_is_evaluated_and_predicted_with(
+    tiny_npz: Path, tmp_path: Path
+) -> None:
+    """A constant rate: the same steps without and with it."""
+    own = {"schedule": "step", "milestones": [1.0], "warmup_epochs": 0, "lr": 0.1, "epochs": 4}
+    plain = train(tiny_config("ce", tiny_npz, tmp_path / "plain", optim=own))
+    results = train(tiny_config("ce", tiny_npz, tmp_path / "run", optim={**own, "swa_start": 1, "swa_lr": 0.1}))
+    last, without = RunDir(tmp_path / "run").load_checkpoint(), RunDir(tmp_path / "plain").load_checkpoint()
+    assert last is not None
+    assert without is not None
+    for name, value in without.tensors.items():
+        assert torch.equal(last.tensors[name], value), name
+    name = "network.backbone.layer1.0.conv1.weight"
+    predicting = longtail.load(tmp_path / "run").method.state_dict()
+    assert torch.equal(predicting[name], last.tensors[f"average/{name}"])
+    assert not torch.equal(predicting[name], last.tensors[f"model/{name}"])
+    assert results["last"]["ece"] != plain["last"]["ece"]
+    assert results["image_passes"] == plain["image_passes"]
+
+
+def test_until_averaging_begins_the_weights_themselves_are_evaluated(tiny_npz: Path, tmp_path: Path) -> None:
+    config = tiny_config("ce", tiny_npz, tmp_path / "run", optim={"epochs": 3, "swa_start": 2})
+    with pytest.raises(StoppedError):
+        train(config, listener=At(4))
+    checkpoint = RunDir(tmp_path / "run").load_checkpoint()
+    assert checkpoint is not None
+    model = {name: value for name, value in checkpoint.tensors.items() if name.startswith("model/")}
+    for name, value in model.items():
+        assert torch.equal(checkpoint.tensors[name.replace("model/", "average/", 1)], value), name
+
+
+def test_a_finished_run_has_the_weights_of_the_mean_and_statistics_of_its_own(
+    tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(tiny_config("ce", tiny_npz, tmp_path / "run", optim=SWA))
+    monkeypatch.setattr(loop, "renew_statistics", lambda *given: None)
+    train(tiny_config("ce", tiny_npz, tmp_path / "stale", optim=SWA))
+    renewed, stale = (longtail.load(tmp_path / name).method.state_dict() for name in ("run", "stale"))
+    for name, value in renewed.items():
+        assert torch.equal(value, stale[name]) == ("running" not in name), name
+
+
+# Settings -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["optim.swa_start=0.5", "optim.ema=0.9"], "two averages"),
+        (["optim.swa_start=1.0"], "none of the 60 epochs"),
+        (["optim.epochs=20", "optim.swa_start=20"], "none of the 20 epochs"),
+        (["optim.swa_start=0.5", "optim.swa_lr=0"], "greater than 0"),
+    ],
+)
+def test_what_cannot_be_averaged_is_refused_by_its_key(words: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=r"optim\.swa_") as refused:
+        load_config("scenes/ce", words)
+    assert said in str(refused.value)
