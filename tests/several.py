@@ -52,7 +52,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "bcl",
         {"optim": {"sam": 0.05, "sam_start": 1}, "method": {"contrast_stop": 1}},
     ),
-    "mean of the weights": ("cutmix", {"optim": {"swa_start": 1, "accumulate": 2}}),
+    "mean of the weights": ("cutmix", {"optim": {"swa_start": 1}}),
     "small images at first": ("concutmix", {"views": {"progressive_size": 4, "progressive_stop": 1}}),
     "threads": ("cutmix", {"run": {"workers": 2}}),
     "vision transformer": ("ce", {"model": {"backbone": "vit-small-patch4"}}),

@@ -110,7 +110,7 @@ def add_gradients(
             value, share = float(output.loss.detach()), size / images
             if spoiled is None and not math.isfinite(value):
                 spoiled = value, part
-            (output.loss * share).backward()
+            torch.autograd.backward(output.loss * share)
         loss += share * value
         passes += len(part.views) * size if output.forwarded is None else output.forwarded
         for name, term in output.logs.items():
