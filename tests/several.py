@@ -24,7 +24,7 @@ from longtail.losses import logit_adjustment
 from longtail.methods import METHODS
 from longtail.processes.distributed import gather_rows, job, like_first, rank, replicated
 from longtail.rng import generator
-from longtail.training.averaging import average_of, renew_statistics
+from longtail.training.averaging import Mean, average_of, renew_statistics
 from longtail.training.listeners import Silent
 from longtail.training.optim import build_optimizer
 from longtail.training.starting import build_views, find_peaks, share_out
@@ -90,7 +90,7 @@ def five_steps(order: str, archive: Path, *, shards: int | None = None) -> dict[
     loader = Loader(
         data.train, method.needs, views, optim.batch, 9, 3, workers=config.run.workers, peaks=peaks, own=own
     )
-    average = average_of(method, optim, loader.steps_per_epoch)
+    average = average_of(method, optim)
     replica = replicated(method, leaves_unused=method.leaves_unused)
     method.train()
     losses = []
@@ -99,14 +99,14 @@ def five_steps(order: str, archive: Path, *, shards: int | None = None) -> dict[
         method.see_at(config.views.side_at(at.epoch, optim.epochs))
         done = update(method, optimizer, batch, at, RATE, optim, sharing, replica)
         losses.append([done.loss, done.forwarded, done.saved, *done.logs.values()])
-        if average is not None:
-            average.update(method, step)
+        if isinstance(average, Mean) and step % loader.steps_per_epoch == loader.steps_per_epoch - 1:
+            average.epoch_ended(method, at.epoch)
     width = max(map(len, losses))
     found = {
         f"model/{key}": value.detach().clone(memory_format=torch.contiguous_format)
         for key, value in method.state_dict().items()
     }
-    if average is not None:
+    if isinstance(average, Mean):
         stale = {name: value.clone() for name, value in average.tensors.items()}
         renew_statistics(method, average, loader, 5, optim, sharing)
         assert any(not torch.equal(value, stale[name]) for name, value in average.tensors.items())

@@ -23,7 +23,7 @@ from longtail.methods import Batch, Method, Progress, StepOutput
 from longtail.recipes import load_config
 from longtail.rng import generator
 from longtail.runs.rundir import RunDir
-from longtail.training.averaging import Average, averaged, decay_at, moving
+from longtail.training.averaging import Moving, averaged, decay_at
 from longtail.training.loop import train
 from longtail.training.optim import build_optimizer
 from longtail.training.state import build_method
@@ -266,14 +266,14 @@ def test_the_norm_that_is_clipped_is_that_of_sams_second_gradient() -> None:
 
 def test_the_average_is_that_of_a_slow_loop() -> None:
     module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    average, decay = Average(module, moving(0.5)), 0.5
+    average, decay = Moving(module, 0.5), 0.5
     expected = {name: value.double().clone() for name, value in module.state_dict().items()}
     for step in range(12):
         with torch.no_grad():
             for parameter in module.parameters():
                 parameter.add_(torch.randn(parameter.shape, generator=generator("move", step)))
         module(torch.randn((4, 2), generator=generator("input", step)))
-        average.update(module, step)
+        average.stepped(module, step)
         d = min(decay, (1 + step) / (10 + step))
         for name, value in module.state_dict().items():
             kept = expected[name]
@@ -294,7 +294,7 @@ def test_the_decay_rises_to_its_own_value_and_stays() -> None:
 
 def test_a_module_has_its_own_weights_again_after_it_had_the_averaged_ones() -> None:
     module = nn.BatchNorm1d(2)
-    average = Average(module, moving(0.9))
+    average = Moving(module, 0.9)
     with torch.no_grad():
         module.weight += 1
     with contextlib.suppress(KilledError), averaged(module, average):
@@ -345,7 +345,7 @@ def test_a_run_averages_what_each_of_its_steps_left_and_its_best_is_the_average(
 def test_averaged_weights_that_are_not_finite_are_never_saved(tiny_npz: Path) -> None:
     config = tiny_config("ce", tiny_npz, Path("unused"))
     method = build_method(config, COUNTS, 8)
-    average = Average(method, moving(0.9))
+    average = Moving(method, 0.9)
     average.tensors["network.classifier.weight"][0, 0] = torch.nan
     optimizer = build_optimizer(method, config.optim)
     with pytest.raises(DivergedError, match=r"network\.classifier\.weight"):

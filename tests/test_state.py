@@ -17,7 +17,7 @@ from longtail.errors import DivergedError, RunError
 from longtail.methods import Method
 from longtail.rng import generator
 from longtail.runs.rundir import Checkpoint, RunDir
-from longtail.training.averaging import Average, moving
+from longtail.training.averaging import Moving
 from longtail.training.optim import build_optimizer
 from longtail.training.state import (
     RunState,
@@ -163,7 +163,7 @@ def test_weights_that_are_not_finite_are_not_handed_out(value: float) -> None:
 
 def test_what_is_shown_is_the_average_where_there_is_one() -> None:
     method = method_of()
-    average = Average(method, moving(0.5))
+    average = Moving(method, 0.5)
     average.tensors = noisy(average.tensors, 1)
     assert same(shown_tensors(method, None), method.state_dict())
     assert same(shown_tensors(method, average), average.tensors)
@@ -182,7 +182,7 @@ def test_a_snapshot_gives_back_weights_momentum_average_and_state(ema: float | N
     config = config_of("bcl")
     method = build_method(config, COUNTS, SIZE)
     optimizer = build_optimizer(method, config.optim, method.rates)
-    average = None if ema is None else Average(method, moving(ema))
+    average = None if ema is None else Moving(method, ema)
     for number, parameter in enumerate(method.parameters()):
         if number % 2:  # the others were not updated yet
             optimizer.state[parameter]["momentum_buffer"] = torch.rand(parameter.shape, generator=generator(number, 0))
@@ -205,7 +205,7 @@ def test_a_snapshot_gives_back_weights_momentum_average_and_state(ema: float | N
 
     other = build_method(config, COUNTS, SIZE)
     others = build_optimizer(other, config.optim, other.rates)
-    fresh = None if ema is None else Average(other, moving(ema))
+    fresh = None if ema is None else Moving(other, ema)
     assert restore(taken, other, others, fresh) == (state, 7)
     assert same(other.state_dict(), method.state_dict())
     if average is not None and fresh is not None:

@@ -20,7 +20,8 @@ from longtail.methods import Method
 from longtail.recipes import load_config
 from longtail.rng import generator, keyed_global_rng
 from longtail.runs.rundir import RunDir
-from longtail.training.averaging import Average, average_of, equal, renew_statistics
+from longtail.training.averaging import Mean, Moving, average_of, renew_statistics
+from longtail.training.faults import VARIABLE
 from longtail.training.loop import train
 from longtail.training.optim import lr_at
 from longtail.training.starting import build_views
@@ -63,16 +64,14 @@ def test_the_resolved_times_say_where_averaging_begins() -> None:
 
 def test_the_average_is_the_mean_of_the_first_weights_and_those_after_each_epoch() -> None:
     module = torch.nn.Linear(2, 2)
-    average = Average(module, equal(OptimSettings(epochs=9, swa_start=2), PER_EPOCH))
+    average = Mean(module, 2)
     points: list[Tensor] = []
-    for step in range(9 * PER_EPOCH):
+    for epoch in range(9):
         with torch.no_grad():
-            module.weight.copy_(torch.randn((2, 2), generator=generator("weights", step)))
-        average.update(module, step)
-        if step < 2 * PER_EPOCH:
-            points = [module.weight.detach().clone()]
-        elif (step + 1) % PER_EPOCH == 0:
-            points.append(module.weight.detach().clone())
+            module.weight.copy_(torch.randn((2, 2), generator=generator("weights", epoch)))
+        average.stepped(module, epoch)
+        average.epoch_ended(module, epoch)
+        points = [module.weight.detach().clone()] if epoch < 2 else [*points, module.weight.detach().clone()]
         mean = torch.stack(points).mean(dim=0)
         torch.testing.assert_close(average.tensors["weight"], mean, rtol=1e-5, atol=1e-6)
     assert len(points) == 8
@@ -80,11 +79,11 @@ def test_the_average_is_the_mean_of_the_first_weights_and_those_after_each_epoch
 
 def test_no_average_is_kept_unless_one_is_asked_for() -> None:
     module = torch.nn.Linear(2, 2)
-    assert average_of(module, OptimSettings(), PER_EPOCH) is None
-    moving, mean = (average_of(module, OptimSettings(**own), PER_EPOCH) for own in ({"ema": 0.9}, {"swa_start": 0.5}))
-    assert moving is not None
-    assert mean is not None
-    assert (moving.share(10**6), mean.share(0)) == (pytest.approx(0.1), 1.0)
+    assert average_of(module, OptimSettings()) is None
+    moving, mean = (average_of(module, OptimSettings(**own)) for own in ({"ema": 0.9}, {"swa_start": 0.5}))
+    assert isinstance(moving, Moving)
+    assert isinstance(mean, Mean)
+    assert (moving.decay, mean.start) == (0.9, 100)
 
 
 # Statistics of batch-norm ---------------------------------------------------------------------------------------------
@@ -105,7 +104,7 @@ def test_the_statistics_are_those_of_the_latest_batches_under_the_mean(
     tiny_npz: Path, tmp_path: Path, method: str
 ) -> None:
     network, loader, config = made(tiny_npz, tmp_path / "run", method, optim={**SWA, "epochs": 60})
-    average = Average(network, equal(config.optim, loader.steps_per_epoch))
+    average = Mean(network, config.optim.schedule_epochs)
     for name, value in average.tensors.items():  # another network's weights
         if value.is_floating_point():
             value.copy_(value + 0.05 * torch.randn(value.shape, generator=generator("moved", name)))
@@ -136,7 +135,7 @@ def test_the_statistics_are_those_of_the_latest_batches_under_the_mean(
 def test_statistics_are_left_alone_before_averaging_and_without_batch_norm(tiny_npz: Path, tmp_path: Path) -> None:
     for own, step in (({}, 3), ({"model": {"backbone": "vit-small-patch4"}}, 9)):
         network, loader, config = made(tiny_npz, tmp_path / "run", "ce", optim=SWA, **own)
-        average = Average(network, equal(config.optim, loader.steps_per_epoch))
+        average = Mean(network, config.optim.schedule_epochs)
         before = {name: value.clone() for name, value in average.tensors.items()}
         renew_statistics(network, average, loader, step, config.optim)
         assert all(torch.equal(value, before[name]) for name, value in average.tensors.items())
@@ -183,17 +182,27 @@ def test_averaging_leaves_training_alone_and_its_mean_is_evaluated_and_predicted
     assert not torch.equal(predicting[name], last.tensors[f"model/{name}"])
     assert results["last"]["ece"] != plain["last"]["ece"]
     assert results["image_passes"] == plain["image_passes"]
+    rows, others = ([row["top1"] for row in RunDir(tmp_path / name).read_metrics()] for name in ("run", "plain"))
+    assert rows[0] == others[0], "until then the weights themselves are evaluated"
 
 
-def test_until_averaging_begins_the_weights_themselves_are_evaluated(tiny_npz: Path, tmp_path: Path) -> None:
-    config = tiny_config("ce", tiny_npz, tmp_path / "run", optim={"epochs": 3, "swa_start": 2})
-    with pytest.raises(StoppedError):
-        train(config, listener=At(4))
-    checkpoint = RunDir(tmp_path / "run").load_checkpoint()
-    assert checkpoint is not None
-    model = {name: value for name, value in checkpoint.tensors.items() if name.startswith("model/")}
-    for name, value in model.items():
-        assert torch.equal(checkpoint.tensors[name.replace("model/", "average/", 1)], value), name
+def test_a_skipped_last_step_of_an_epoch_costs_the_mean_no_point(
+    tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the epoch left is what its last good step left."""
+    monkeypatch.setenv(VARIABLE, f"nan-loss@{2 * PER_EPOCH - 1}")
+    name, points = "network.classifier.weight", []
+    config = tiny_config("ce", tiny_npz, tmp_path / "run", optim={**SWA, "epochs": 3})
+    for epoch in range(3):
+        if epoch < 2:
+            with pytest.raises(StoppedError):
+                train(config, resume=True, listener=At((epoch + 1) * PER_EPOCH))
+        else:
+            train(config, resume=True)
+        kept = RunDir(tmp_path / "run").load_checkpoint()
+        assert kept is not None
+        points.append(kept.tensors[f"model/{name}"])
+    torch.testing.assert_close(kept.tensors[f"average/{name}"], torch.stack(points).mean(dim=0))
 
 
 def test_a_finished_run_has_the_weights_of_the_mean_and_statistics_of_its_own(

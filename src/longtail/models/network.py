@@ -17,7 +17,7 @@ from longtail.models import build_backbone
 from longtail.models.adapters import Placement, add_adapters
 from longtail.models.freezing import Freeze, freeze
 from longtail.models.heads import CosineClassifier, LinearClassifier, MLPHead, build_classifier
-from longtail.models.normalization import RunningStatistics, synchronize
+from longtail.models.normalization import RunningStatistics, batch_norms, synchronize
 from longtail.processes.distributed import gather_rows
 from longtail.processes.sharing import Shares
 from longtail.rng import keyed_global_rng
@@ -261,7 +261,7 @@ def shrunk(images: Tensor, side: int) -> Tensor:
 @contextlib.contextmanager
 def running_statistics_kept(module: nn.Module) -> Iterator[None]:
     """Batch-norm normalizes by its batch and does not remember it within the block."""
-    norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    norms = batch_norms(module)
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 0.0

@@ -94,6 +94,11 @@ def synchronize(module: nn.Module) -> None:
             synchronize(part)
 
 
+def batch_norms(module: nn.Module) -> list[_BatchNorm]:
+    """Every batch-norm in a module, synchronized or not."""
+    return [part for part in module.modules() if isinstance(part, _BatchNorm)]
+
+
 class RunningStatistics:
     """The running statistics of a backbone that a batch goes through in shards: each moves them from where they were.
 
@@ -103,11 +108,7 @@ class RunningStatistics:
 
     def __init__(self, backbone: nn.Module) -> None:
         # Only what a pass moves; SyncedBatchNorm's are the same everywhere.
-        moving = [
-            part
-            for part in backbone.modules()
-            if isinstance(part, _BatchNorm) and part.training and not isinstance(part, SyncedBatchNorm)
-        ]
+        moving = [norm for norm in batch_norms(backbone) if norm.training and not isinstance(norm, SyncedBatchNorm)]
         found = [(part.running_mean, part.running_var) for part in moving]
         self.tensors = [tensor for pair in found for tensor in pair if tensor is not None]
         self.tracked = [part.num_batches_tracked for part in moving if part.num_batches_tracked is not None]

@@ -19,7 +19,7 @@ from longtail.processes.distributed import agreed, from_first, is_first
 from longtail.runs.interrupts import locked, memory_errors, out_of_time, stop_signals
 from longtail.runs.jobdir import open_run_dir
 from longtail.runs.rundir import Checkpoint
-from longtail.training.averaging import averaged, renew_statistics
+from longtail.training.averaging import Mean, averaged, renew_statistics
 from longtail.training.description import summarize, write_results
 from longtail.training.faults import inflict
 from longtail.training.guarding import Guard
@@ -152,7 +152,7 @@ def train(
                     logs = {"loss": math.nan}
                     if done is not None:
                         if average is not None:
-                            average.update(method, step - 1)
+                            average.stepped(method, step - 1)
                         logs = {"loss": done.loss, **done.logs}
                         state.add(logs, done.forwarded, done.saved)
                         images_seen += done.forwarded
@@ -167,10 +167,12 @@ def train(
                     step = guard.go_back()
                     continue
 
+                if average is not None:
+                    average.epoch_ended(method, epoch)
                 rate = images_seen / max(time.monotonic() - epoch_started, 1e-9)
                 if (epoch + 1) % config.run.evaluate_every == 0 or epoch + 1 == config.optim.epochs:
                     try:
-                        if average is not None and config.optim.swa_start is not None:
+                        if isinstance(average, Mean):
                             renew_statistics(method, average, loader, step, config.optim, made.sharing)
                         with averaged(method, average):
                             evaluation = evaluated(made.selection)

@@ -106,6 +106,7 @@ def set_up(
     like_first(method)
     method.to(device)
     optimizer = build_optimizer(method, config.optim, method.rates)
+    average = average_of(method, config.optim)
     loader = loader_for(data.train)(
         data.train.to(device),
         method.needs,
@@ -117,7 +118,6 @@ def set_up(
         peaks=peaks,
         own=own_images(config.optim, sharing),
     )
-    average = average_of(method, config.optim, loader.steps_per_epoch)
     small = agreed(lambda: progressive_size(config, method, size, views["contrastive"].size))
     compiled = should_compile(config, device, planned_passes(config, method, loader), described, listener)
     if config.run.checkpointing:
