@@ -28,7 +28,7 @@ from longtail.training.loop import train
 from longtail.training.optim import build_optimizer
 from longtail.training.state import build_method
 from longtail.training.updating import PartProgress, Update, part_of, part_sizes, places, update, wants_partner
-from tiny import COUNTS, At, KilledError, Recorder, outcome, read_test_images, tiny_config, write_npz
+from tiny import COUNTS, At, KilledError, Recorder, ends_as_unbroken, outcome, read_test_images, tiny_config, write_npz
 
 AT = Progress(step=3, epoch=1, epochs=2, seed=7)
 
@@ -501,13 +501,7 @@ RESUMED: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.mark.parametrize("option", RESUMED)
 def test_a_run_with_an_option_goes_on_in_the_middle_of_an_epoch(tiny_npz: Path, tmp_path: Path, option: str) -> None:
     method, own = RESUMED[option]
-    results = train(tiny_config(method, tiny_npz, tmp_path / "whole", **own))
-    config = tiny_config(method, tiny_npz, tmp_path / "run", **own)
-    for step in (2, 4):
-        with pytest.raises(StoppedError):
-            train(config, resume=True, listener=At(step))
-    train(config, resume=True)
-    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+    results = ends_as_unbroken(method, own, tiny_npz, tmp_path, stops=(2, 4))
     assert results["numbers_version"] == NUMBERS_VERSION
 
 

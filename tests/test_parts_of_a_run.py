@@ -12,7 +12,7 @@ from torchvision.transforms.v2.functional import resize
 
 from longtail.config import OptimSettings, ViewSettings
 from longtail.data.loader import Loader
-from longtail.errors import ConfigError, StoppedError
+from longtail.errors import ConfigError
 from longtail.methods import METHODS, Batch, Method, Progress
 from longtail.methods.base import DataNeeds
 from longtail.models.network import ModelSettings, Network
@@ -24,7 +24,7 @@ from longtail.training.optim import build_optimizer
 from longtail.training.starting import progressive_size
 from longtail.training.state import RunState, build_method
 from longtail.training.updating import update
-from tiny import COUNTS, SIZE, At, Recorder, outcome, settings_of, tiny_config
+from tiny import COUNTS, SIZE, Recorder, ends_as_unbroken, outcome, settings_of, tiny_config
 
 IMAGES = sum(COUNTS)
 CONTRASTED = ["bcl", "supcon", "concutmix", "smcl-concutmix"]
@@ -298,13 +298,7 @@ RESUMED: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.mark.parametrize("option", RESUMED)
 def test_a_run_goes_on_bit_for_bit_on_either_side_of_the_switch(tiny_npz: Path, tmp_path: Path, option: str) -> None:
     method, own = RESUMED[option]
-    train(tiny_config(method, tiny_npz, tmp_path / "whole", **own))
-    config = tiny_config(method, tiny_npz, tmp_path / "run", **own)
-    for stop in (1, 3, 4):
-        with pytest.raises(StoppedError):
-            train(config, resume=True, listener=At(stop))
-    train(config, resume=True)
-    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+    ends_as_unbroken(method, own, tiny_npz, tmp_path, stops=(1, 3, 4))
 
 
 @pytest.mark.parametrize(

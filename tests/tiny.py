@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 from torchvision.models import VisionTransformer
 
 from longtail.config import METHOD_SETTINGS, Config
+from longtail.errors import StoppedError
 from longtail.layers import merge
 from longtail.recipes import load_config
 from longtail.rng import numpy_generator
 from longtail.runs.rundir import Checkpoint, RunDir
 from longtail.training.listeners import Silent
+from longtail.training.loop import train
 
 COUNTS = (9, 6, 4, 2)
 SIZE = 8
@@ -156,6 +159,20 @@ def outcome(out: Path) -> dict[str, Any]:
         "per_class": (out / "per_class.csv").read_text(),
         "predictions": (out / "predictions.csv").read_text(),
     }
+
+
+def ends_as_unbroken(
+    method: str, own: dict[str, Any], archive: Path, folder: Path, stops: tuple[int, ...]
+) -> dict[str, Any]:
+    """Assert that a run which is stopped after these steps ends bit for bit as the unbroken one; its results."""
+    results = train(tiny_config(method, archive, folder / "whole", **own))
+    config = tiny_config(method, archive, folder / "run", **own)
+    for stop in stops:
+        with pytest.raises(StoppedError):
+            train(config, resume=True, listener=At(stop))
+    train(config, resume=True)
+    assert outcome(folder / "run") == outcome(folder / "whole")
+    return results
 
 
 def digest(checkpoint: Checkpoint) -> dict[str, bytes | int]:

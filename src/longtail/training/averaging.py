@@ -120,6 +120,7 @@ def renew_statistics(
         return
     enough = math.ceil(math.log(1 / 200) / math.log(1 - min(momenta))) if min(momenta) < 1 else 1
     first = max(0, step - enough)
+    method.forget_step()
     with averaged(method, mean):
         batches = loader.iterate(first, step, wants_partner(method, settings.accumulate), method.views_at)
         for number, batch in enumerate(batches, first):
@@ -129,5 +130,3 @@ def renew_statistics(
         for name, value in method.state_dict().items():
             if name.endswith(("running_mean", "running_var")):
                 mean.tensors[name].copy_(value)
-    method.forget_step()
-    method.take_saved_passes()
