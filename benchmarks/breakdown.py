@@ -93,7 +93,7 @@ class Stopwatch:
             (Network, "features", "forward"),
             (Network, "project", "forward"),
             (Network, "centers", "forward"),
-            (torch.Tensor, "backward", "backward"),
+            (torch.autograd, "backward", "backward"),
             (torch.optim.SGD, "step", "optimizer"),
             (RunState, "add", "logging"),
             (RunDir, "append_metrics", "logging"),

@@ -119,10 +119,10 @@ def _commands(name: str, command: Any) -> Iterator[tuple[str, Any]]:
 
 def methods() -> str:
     """What ``longtail methods NAME`` says of every method."""
-    from longtail.cli import _method
+    from longtail.commands.listing import description
     from longtail.methods import METHODS
 
-    return "\n\n".join(f"## `{name}`\n\n```text\n" + "\n".join(_method(name)) + "\n```" for name in METHODS)
+    return "\n\n".join(f"## `{name}`\n\n```text\n" + "\n".join(description(name)) + "\n```" for name in METHODS)
 
 
 PAGES: dict[str, Callable[[], str]] = {"keys": keys, "commands": commands, "methods": methods}

@@ -39,14 +39,15 @@ def methods(
     if name is not None:
         if name not in METHODS:
             raise unknown_name("method", name, METHODS)
-        typer.echo("\n".join(_method(name)))
+        typer.echo("\n".join(description(name)))
         return
     width = max(map(len, METHODS))
     for name, entry in METHODS.items():
         typer.echo(f"{name:<{width}}  {entry.summary} [{entry.paper}]")
 
 
-def _method(name: str) -> list[str]:
+def description(name: str) -> list[str]:
+    """Lines on a method: its paper, the settings it stands for and what was published with it."""
     from longtail.methods import METHODS
     from longtail.recipes.published import published
 
