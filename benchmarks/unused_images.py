@@ -1,26 +1,35 @@
 """Strength of logit adjustment and the flipped image, tried on training images that the long tail left unused.
 
-python benchmarks/unused_images.py RUN ... --path cifar100.npz [--a-class 100]
+python benchmarks/unused_images.py RUN ... --path cifar100.npz [--a-class 100] [--mean]
 
 A long-tailed subset of CIFAR leaves tens of thousands of images that no run of it has seen: a val set five times as
 large as a run would spare. Of each class up to ``--a-class`` of them are scored with each RUN (a run folder, or what
 export made), and every row moves the logits by ``shift`` times the log of the training frequencies: what training with
 a ``method.tau`` smaller by so much would have moved them. The largest classes have few unused images or none; accuracy
-is the mean over the classes that have some. Test images are not read.
+is the mean over the classes that have some. ``--mean`` scores, in place of the runs, the mean of their weights: of runs
+from the same initial weights, with batch-norm's statistics made anew from the latest batches of the first. Test images
+are not read.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import longtail
+from longtail.data.loader import Loader
 from longtail.data.longtail import ClassStats, class_counts, subsample
+from longtail.data.open import open_data
 from longtail.evaluation.metrics import per_class_accuracy
 from longtail.evaluation.scoring import Scoring
+from longtail.prediction.predict import Model
+from longtail.training.averaging import Mean, renew_statistics
+from longtail.training.starting import build_views
 
 SHIFTS = (-0.6, -0.5, -0.4, -0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3, 0.4)
 
@@ -42,15 +51,39 @@ def accuracy(logits: Any, labels: Any, stats: ClassStats, groups: tuple[int, int
     return [100 * float(np.nanmean(of_class[list(part)])) for part in parts]
 
 
+def mean_of(runs: Sequence[str], path: Path) -> Model:
+    """The first run with the mean of the tensors that all of them have."""
+    model, *others = map(longtail.load, runs)
+    method, config = model.method.train(), model.config
+    mean = Mean(method, 0)
+    for number, other in enumerate(others, 2):
+        for name, value in other.method.state_dict().items():
+            if name in mean.tensors and value.is_floating_point():
+                mean.tensors[name].lerp_(value, 1 / number)
+    data = open_data(config.data.model_copy(update={"path": str(path)}))
+    loader = Loader(
+        data.train, method.needs, build_views(config, data), config.optim.batch, config.optim.epochs, config.seed
+    )
+    steps = config.optim.epochs * loader.steps_per_epoch
+    renew_statistics(method, mean, loader, steps, config.optim)
+    method.load_state_dict(mean.tensors)
+    method.eval()
+    return model
+
+
 def main() -> None:
     """Print a table for each run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+")
     parser.add_argument("--path", type=Path, required=True)
     parser.add_argument("--a-class", type=int, default=100)
+    parser.add_argument("--mean", action="store_true")
     given = parser.parse_args()
-    for run in given.runs:
-        model = longtail.load(run)
+    asked: dict[str, Callable[[], Model]] = {run: partial(longtail.load, run) for run in given.runs}
+    if given.mean:
+        asked = {" + ".join(given.runs): partial(mean_of, given.runs, given.path)}
+    for run, load in asked.items():
+        model = load()
         data = model.config.data
         seed = data.subset_seed
         images, labels, stats = unused_images(given.path, data.imbalance or 1, seed, given.a_class)
