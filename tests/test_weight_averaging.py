@@ -60,6 +60,16 @@ def test_the_resolved_times_say_where_averaging_begins() -> None:
     assert "swa_start" not in OptimSettings(epochs=40).resolved()
 
 
+@pytest.mark.parametrize(("epochs", "start"), [(1, None), (2, None), (3, 2), (4, 3)])
+def test_a_run_too_short_for_its_fraction_is_one_without_an_average(epochs: int, start: int | None) -> None:
+    settings = OptimSettings(epochs=epochs, swa_start=0.75)
+    mean = average_of(torch.nn.Linear(2, 2), settings)
+    assert (mean.start if isinstance(mean, Mean) else mean) == start
+    assert settings.resolved().get("swa_start") == start
+    if start is None:
+        assert rates(epochs=epochs, swa_start=0.75) == rates(epochs=epochs)
+
+
 # The mean -------------------------------------------------------------------------------------------------------------
 
 

@@ -42,7 +42,8 @@ class OptimSettings(Settings):
     """Decay of an average of the weights, which is then evaluated, kept as best and predicted with; null has none."""
     swa_start: Time | None = None
     """Stochastic weight averaging: from this fraction of the run or epoch on the mean of the weights is evaluated, kept
-    as best and predicted with; null has none. The schedule ends where it begins."""
+    as best and predicted with; null has none. The schedule ends where it begins. In a run that is too short for a
+    fraction to leave an epoch there is none either."""
     swa_lr: float | None = Field(None, gt=0)
     """The constant learning rate from there on, to which the schedule falls; null is a quarter of lr."""
     sam: float | None = Field(None, gt=0)
@@ -73,7 +74,8 @@ class OptimSettings(Settings):
         epochs = info.data.get("epochs")
         if value is not None and info.data.get("ema") is not None:
             raise ValueError("and optim.ema are two averages of the weights; set one of them to null")
-        if value is not None and epochs is not None and resolve_time(value, epochs) >= epochs:
+        none_left = epochs is not None and value is not None and value >= (epochs if isinstance(value, int) else 1)
+        if none_left:
             raise ValueError(f"leaves none of the {epochs} epochs of optim.epochs to average")
         return value
 
@@ -83,9 +85,14 @@ class OptimSettings(Settings):
         return self.epochs if self.swa_start is None else resolve_time(self.swa_start, self.epochs)
 
     @property
+    def averages(self) -> bool:
+        """Whether ``swa_start`` leaves epochs to average."""
+        return self.schedule_epochs < self.epochs
+
+    @property
     def lowest_lr(self) -> float:
         """Where cosine and onecycle end: at 0, or at the rate of averaging."""
-        if self.swa_start is None:
+        if not self.averages:
             return 0.0
         return self.lr / 4 if self.swa_lr is None else self.swa_lr
 
@@ -102,7 +109,7 @@ class OptimSettings(Settings):
             times["milestones"] = [resolve_time(time, self.epochs) for time in self.milestones]
         if self.sam is not None and self.sam_start != 0:
             times["sam_start"] = resolve_time(self.sam_start, self.epochs)
-        if self.swa_start is not None:
+        if self.averages:
             times["swa_start"] = self.schedule_epochs
         return times
 

@@ -85,7 +85,7 @@ class Mean(Average):
 
 def average_of(module: nn.Module, settings: OptimSettings) -> Average | None:
     """The average that ``optim.ema`` or ``optim.swa_start`` asks for."""
-    if settings.swa_start is not None:
+    if settings.averages:
         return Mean(module, settings.schedule_epochs)
     return None if settings.ema is None else Moving(module, settings.ema)
 
