@@ -198,6 +198,7 @@ _FAST_CIFAR100: dict[str, Any] = {
         "nesterov": True,
         "schedule": "cosine",
         "warmup_epochs": 2,
+        "swa_start": 0.75,
     },
     "method": {"criterion": "logit-adjustment"},
     "test": {"flip": True},
