@@ -22,14 +22,13 @@ from typing import Any
 import numpy as np
 
 import longtail
-from longtail.data.loader import Loader
 from longtail.data.longtail import ClassStats, class_counts, subsample
 from longtail.data.open import open_data
 from longtail.evaluation.metrics import per_class_accuracy
 from longtail.evaluation.scoring import Scoring
 from longtail.prediction.predict import Model
 from longtail.training.averaging import Mean, renew_statistics
-from longtail.training.starting import build_views
+from longtail.training.starting import build_loader, build_views
 
 SHIFTS = (-0.6, -0.5, -0.4, -0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3, 0.4)
 
@@ -61,9 +60,7 @@ def mean_of(runs: Sequence[str], path: Path) -> Model:
             if name in mean.tensors and value.is_floating_point():
                 mean.tensors[name].lerp_(value, 1 / number)
     data = open_data(config.data.model_copy(update={"path": str(path)}))
-    loader = Loader(
-        data.train, method.needs, build_views(config, data), config.optim.batch, config.optim.epochs, config.seed
-    )
+    loader = build_loader(config, data.train, method, build_views(config, data))
     steps = config.optim.epochs * loader.steps_per_epoch
     renew_statistics(method, mean, loader, steps, config.optim)
     method.load_state_dict(mean.tensors)

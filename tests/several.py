@@ -54,6 +54,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "mean of the weights": ("cutmix", {"optim": {"swa_start": 1}}),
     "small images at first": ("concutmix", {"views": {"progressive_size": 4, "progressive_stop": 1}}),
+    "another view at last": (
+        "cmo",
+        {"views": {"classification": "autoaugment", "refined": "plain", "refined_start": 1}},
+    ),
     "threads": ("cutmix", {"run": {"workers": 2}}),
     "vision transformer": ("ce", {"model": {"backbone": "vit-small-patch4"}}),
 }

@@ -409,6 +409,8 @@ CHANGES += ["views.classification=autoaugment", "views.contrastive=autoaugment",
 CHANGES += [
     "views.progressive_size=16",
     "views.progressive_stop=0.3",
+    "views.refined=plain",
+    "views.refined_start=0.5",
     "optim.sam_start=0.8",
     "optim.swa_start=0.5",
     "optim.swa_lr=0.02",

@@ -73,6 +73,8 @@ def test_the_main_recipe_is_that_of_the_authors() -> None:
         "contrastive_size": None,
         "progressive_size": None,
         "progressive_stop": 0.5,
+        "refined": None,
+        "refined_start": 0.9,
     }
     optim = config.optim
     assert (optim.epochs, optim.batch, optim.lr, optim.schedule) == (200, 256, 0.15, "step")

@@ -46,11 +46,30 @@ class ViewSettings(Settings):
     """Side in pixels that the network sees all images at in the first part of a run; null is theirs throughout."""
     progressive_stop: Time = 0.5
     """From this epoch on it sees them in full: a fraction of the run or an epoch."""
+    refined: str | None = None
+    """Augmentation of the view that is classified in the last part of a run; null is the same as before."""
+    refined_start: Time = 0.9
+    """From this epoch on: a fraction of the run or an epoch. A fraction may leave a short run no such epoch."""
 
     @property
     def names(self) -> dict[str, str]:
         """The augmentation of each role, and of images as they are."""
-        return {"classification": self.classification, "contrastive": self.contrastive, "plain": "plain"}
+        names = {"classification": self.classification, "contrastive": self.contrastive, "plain": "plain"}
+        return names if self.refined is None else names | {"refined": self.refined}
+
+    def refined_from(self, epochs: int) -> int | None:
+        """The epoch from which on ``refined`` stands in for ``classification`` (start 0.9 of 200: 180), if it does."""
+        return None if self.refined is None else resolve_time(self.refined_start, epochs)
+
+    def resolved(self, epochs: int) -> dict[str, int]:
+        """The times that these views use, in epochs: ``{"refined_start": 180}``."""
+        times = {}
+        if self.progressive_size is not None:
+            times["progressive_stop"] = resolve_time(self.progressive_stop, epochs)
+        refined = self.refined_from(epochs)
+        if refined is not None and refined < epochs:
+            times["refined_start"] = refined
+        return times
 
     def side_at(self, epoch: int, epochs: int) -> int | None:
         """The side that images are brought to in this epoch (stop 0.5 of 40: epochs 0..19); None is their own."""
@@ -183,7 +202,7 @@ def build_config(values: Mapping[str, Any]) -> Config:
     detector = getattr(config.method, "detector", None)
     if detector is not None and detector not in DETECTORS:
         raise unknown_name("detector", detector, DETECTORS)
-    for view in (config.views.classification, config.views.contrastive):
+    for view in config.views.names.values():
         if view not in VIEWS:
             raise unknown_name("view", view, VIEWS)
     return config

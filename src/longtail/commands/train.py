@@ -37,7 +37,8 @@ def train_and_report(
         if dry_run:
             if speaks:
                 typer.echo(yaml.safe_dump(config.plain(), sort_keys=False), nl=False)
-                times = ", ".join(f"{name} {value}" for name, value in config.optim.resolved().items())
+                found = config.optim.resolved() | config.views.resolved(config.optim.epochs)
+                times = ", ".join(f"{name} {value}" for name, value in found.items())
                 typer.echo(f"# in epochs: {times}" if times else "# onecycle has no times of its own")
             return None
         listener = listener_for(show()) if speaks else None

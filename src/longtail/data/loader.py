@@ -24,6 +24,7 @@ class Loader:
     that many threads make batches ahead; the batches are the same. ``peaks`` (N, 2) are the salient peaks of the
     training images, row and column, where ``needs.detector`` names one; the first view carries them along. ``own``
     says which images of a batch of n this process makes views of, by their places (b,): draws are those of the batch.
+    From epoch ``refined_from`` on the view ``refined`` stands in for the view ``classification``.
     """
 
     def __init__(
@@ -38,12 +39,13 @@ class Loader:
         workers: int = 0,
         peaks: Tensor | None = None,
         own: Callable[[int], Tensor] | None = None,
+        refined_from: int | None = None,
     ) -> None:
         self.train, self.needs, self.views = train, needs, views
         if (peaks is None) != (needs.detector is None) or (peaks is not None and peaks.shape != (len(train), 2)):
             given = "none" if peaks is None else tuple(peaks.shape)
             raise ConfigError(f"The method's detector is {needs.detector}, and the peaks given are {given}.")
-        self.peaks, self.own = peaks, own
+        self.peaks, self.own, self.refined_from = peaks, own, refined_from
         self.batch_size, self.epochs, self.seed, self.workers = batch, epochs, seed, workers
         self.labels = train.labels.cpu()
         self._plans: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
@@ -52,6 +54,11 @@ class Loader:
     def progress(self, step: int) -> Progress:
         """The place of a step, counted from 0 over the whole run."""
         return Progress(step, step // self.steps_per_epoch, self.epochs, self.seed)
+
+    def role_at(self, role: str, step: int) -> str:
+        """The role whose view is made for ``role`` in this step."""
+        refines = self.refined_from is not None and step // self.steps_per_epoch >= self.refined_from
+        return "refined" if refines and role == "classification" else role
 
     def plan(self, epoch: int) -> tuple[list[Tensor], list[Tensor]]:
         """Index lists of an epoch's batches, and of their partners where the method wants any."""
@@ -90,7 +97,7 @@ class Loader:
         images = self.train.images[(indices if own is None else indices[own]).to(device)]
         made, peaks = [], None
         for number, role in enumerate(roles):
-            view, draws = self.views[role], generator(self.seed, purpose, number, step)
+            view, draws = self.views[self.role_at(role, step)], generator(self.seed, purpose, number, step)
             params = view.draw(torch.tensor(images.shape[-2:]).expand(len(indices), 2), draws)
             made.append(view.apply(images, params if own is None else select(params, own)))
             if number == 0 and self.peaks is not None:

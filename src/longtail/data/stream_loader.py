@@ -60,7 +60,7 @@ class StreamLoader(Loader):
         sizes = self._sizes(indices, own, torch.cat([NO_SIZES, *(torch.from_numpy(one.sizes) for one in found)]))
         made, peaks = [], None
         for number, role in enumerate(roles):
-            view, draws = self.views[role], generator(self.seed, purpose, number, step)
+            view, draws = self.views[self.role_at(role, step)], generator(self.seed, purpose, number, step)
             cuts = _cuts_windows(view)
             side = view.size if cuts else self.files.size
             none = torch.empty(0, 3, side, side, dtype=torch.uint8)  # where a process has no image of the batch
@@ -76,7 +76,8 @@ class StreamLoader(Loader):
         return Batch(tuple(made), self.train.labels[placed], indices, partner, peaks)
 
     def _request(self, indices: Tensor, roles: Sequence[str], purpose: str, step: int) -> _Request:
-        cuts = tuple(self._first(self.views[role], (self.seed, purpose, n, step)) for n, role in enumerate(roles))
+        views = [self.views[self.role_at(role, step)] for role in roles]
+        cuts = tuple(self._first(view, (self.seed, purpose, n, step)) for n, view in enumerate(views))
         own = self._own(len(indices))
         files = [self.files.files[i] for i in indices[own].tolist()] if cuts else []  # of partners by label alone
         parts = parts_of(files, cuts, own.tolist(), len(indices), scaled=self.files.scaled)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from longtail.data.prepare import Prepared
-from longtail.data.stream_loader import loader_for
 from longtail.errors import ConfigError
 from longtail.evaluation.scoring import EVALUATION_BATCH, evaluating
 from longtail.explain.backgrounds import finished_model
@@ -19,7 +18,7 @@ from longtail.methods.concutmix import ConCutMix
 from longtail.methods.mixings import soft_target
 from longtail.mixing import Confidence, moved_labels, rectification_confidence, semantic_labels
 from longtail.prediction.predict import Model
-from longtail.training.starting import build_views
+from longtail.training.starting import build_loader, build_views
 from longtail.training.updating import places, split_up, wants_partner
 
 
@@ -137,7 +136,7 @@ def _mixed(method: ConCutMix, model: Model, data: Prepared) -> tuple[Tensor, Ten
     config, device = model.config, next(method.parameters()).device
     views = build_views(config, data)
     train = data.train.to(device)
-    loader = loader_for(train)(train, method.needs, views, config.optim.batch, config.optim.epochs, config.seed)
+    loader = build_loader(config, train, method, views)
     wanted = wants_partner(method, config.optim.accumulate)
     features, labels = [], []
     classes = len(model.class_counts)

@@ -11,7 +11,6 @@ from torch import Tensor
 from longtail.data.batch import Batch, Progress
 from longtail.data.loader import Loader
 from longtail.data.prepare import Prepared
-from longtail.data.stream_loader import loader_for
 from longtail.errors import RunError
 from longtail.files import read_json
 from longtail.prediction.predict import Model
@@ -19,7 +18,7 @@ from longtail.report.folder import GROUPS, ClassRow
 from longtail.report.images import Edges, Shot, visible
 from longtail.training.detection import digest
 from longtail.training.listeners import Silent
-from longtail.training.starting import build_views, find_peaks
+from longtail.training.starting import build_loader, build_views, find_peaks
 from longtail.training.updating import split_up
 
 EXAMPLES = 6
@@ -102,9 +101,7 @@ def remake(model: Model, data: Prepared, classes: list[ClassRow]) -> Remade:
         raise RunError("The salient peaks that are found now are not those of the run.")
     device = next(method.parameters()).device
     train = data.train.to(device)
-    loader = loader_for(train)(
-        train, method.needs, views, config.optim.batch, config.optim.epochs, config.seed, peaks=peaks
-    )
+    loader = build_loader(config, train, method, views, peaks=peaks)
     return Remade(model, data, classes, loader)
 
 

@@ -45,7 +45,8 @@ def _views(run: Remade) -> Shown:
     for place in sorted(range(len(number)), key=lambda i: (-number[i], i))[:EXAMPLES]:
         shots = [run.original(int(batch.index[place]))]
         for role, view in zip(run.model.method.needs.views, batch.views, strict=True):
-            shots.append(run.shot(view[place], names[role], f"The same image in the view {names[role]}"))
+            name = names[run.loader.role_at(role, at.step)]
+            shots.append(run.shot(view[place], name, f"The same image in the view {name}"))
         examples.append(Example(shots))
     sentence = f"Images are not mixed. Training images, and the views made of them in the last step ({at.step})."
     return Shown(sentence, examples)

@@ -19,7 +19,6 @@ from longtail.methods import Method
 from longtail.processes.device import processor
 from longtail.processes.distributed import world_size
 from longtail.runs.rundir import SCHEMA
-from longtail.settings import resolve_time
 from longtail.training.state import RunState
 
 
@@ -28,8 +27,8 @@ def describe_run(
 ) -> dict[str, Any]:
     """The part of run.json that is known before the first step."""
     resolved: dict[str, Any] = {"optim": config.optim.resolved()}
-    if config.views.progressive_size is not None:
-        resolved["views"] = {"progressive_stop": resolve_time(config.views.progressive_stop, config.optim.epochs)}
+    if times := config.views.resolved(config.optim.epochs):
+        resolved["views"] = times
     own = getattr(method, "settings", None)
     if own is not None:
         resolved["method"] = own.model_dump(mode="json")

@@ -15,7 +15,6 @@ from longtail.data.loader import Loader
 from longtail.data.open import open_data
 from longtail.data.prepare import Prepared
 from longtail.data.reading.readers import read_by
-from longtail.data.stream_loader import loader_for
 from longtail.data.views import View
 from longtail.errors import RunError
 from longtail.methods import Method
@@ -31,6 +30,7 @@ from longtail.training.faults import Fault, planned_faults
 from longtail.training.listeners import Listener
 from longtail.training.optim import build_optimizer
 from longtail.training.starting import (
+    build_loader,
     build_views,
     find_peaks,
     pin_threads,
@@ -107,13 +107,11 @@ def set_up(
     method.to(device)
     optimizer = build_optimizer(method, config.optim, method.rates)
     average = average_of(method, config.optim)
-    loader = loader_for(data.train)(
+    loader = build_loader(
+        config,
         data.train.to(device),
-        method.needs,
+        method,
         views,
-        config.optim.batch,
-        config.optim.epochs,
-        config.seed,
         workers=config.run.workers,
         peaks=peaks,
         own=own_images(config.optim, sharing),

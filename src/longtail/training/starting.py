@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from longtail.config import Config, differences
+from longtail.data.images import ImageSet
 from longtail.data.loader import Loader
 from longtail.data.prepare import Prepared
+from longtail.data.stream_loader import loader_for
 from longtail.data.views import VIEWS, View, build_view
 from longtail.data.views.geometry import ResizedCrop
 from longtail.errors import ConfigError, DataError
@@ -186,6 +188,38 @@ def build_views(config: Config, data: Prepared) -> dict[str, View]:
     return {role: build_view(name, sizes.get(role, size), data.mean, data.std) for role, name in names.items()}
 
 
+def build_loader(
+    config: Config,
+    train: ImageSet,
+    method: Method,
+    views: Mapping[str, View],
+    *,
+    workers: int = 0,
+    peaks: Tensor | None = None,
+    own: Callable[[int], Tensor] | None = None,
+) -> Loader:
+    """The batches of the run that ``config`` describes; raises ConfigError where ``views.refined`` never begins."""
+    optim, start = config.optim, config.views.refined_start
+    if config.views.refined is not None and start >= (optim.epochs if isinstance(start, int) else 1):
+        raise ConfigError(
+            f"views.refined_start={start} leaves none of the {optim.epochs} epochs of optim.epochs to "
+            f"views.refined={config.views.refined}.",
+            hint="Begin it earlier, or leave views.refined out.",
+        )
+    return loader_for(train)(
+        train,
+        method.needs,
+        views,
+        optim.batch,
+        optim.epochs,
+        config.seed,
+        workers=workers,
+        peaks=peaks,
+        own=own,
+        refined_from=config.views.refined_from(optim.epochs),
+    )
+
+
 def contrastive_size(config: Config, size: int) -> int:
     """The side of contrastive views of images of ``size`` pixels; raises ConfigError where it cannot be had."""
     wanted = config.views.contrastive_size or size
@@ -283,7 +317,8 @@ def find_peaks(
         if given is not None:
             raise ConfigError(f"'{config.method_name}' with these settings uses no saliency maps, and was given some.")
         return None
-    for role in {needs.views[0], *needs.partner_views[:1]}:
+    first = {needs.views[0], *needs.partner_views[:1]}
+    for role in sorted(first | {"refined"} if "classification" in first and "refined" in views else first):
         views[role].require_carry()
     return training_peaks(
         data.train,
