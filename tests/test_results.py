@@ -75,8 +75,9 @@ def test_committed_weights_load_and_repeat_their_number_where_the_images_are_at_
     archive = shared / "data" / f"{about['config']['data']['name']}.npz"
     assert archive.is_file()
     found = evaluate_run(folder, settings={"data": {"path": str(archive)}})
-    flips = about["config"].get("test", {}).get("flip", False)
-    assert found.notes == (["answers with test.flip=true"] if flips else [])
+    own = about["config"].get("test", {})
+    words = [*(["test.flip=true"] if own.get("flip") else []), *([f"test.tau={own['tau']}"] if own.get("tau") else [])]
+    assert found.notes == ([f"answers with {', '.join(words)}"] if words else [])
     assert "those of the card" in found.verdict
     # Another processor may round a logit the other way.
     assert found.evaluation.numbers()["top1"] == pytest.approx(about["results"]["top1"], abs=5e-4)
