@@ -205,7 +205,7 @@ _FAST_CIFAR100: dict[str, Any] = {
 }
 
 NAMED: dict[str, Named] = {
-    "cifar100/fast": Named(_FAST_CIFAR100, "ours (selected on val)", "unused images, one seed of its runs", method="cmo"),
+    "cifar100/fast": Named(_FAST_CIFAR100, "ours (selected on val)", "unused images, one seed", method="cmo"),
 }
 """Recipes ``DATASET/NAME`` beside those of each pair of a data set and a method."""
 
