@@ -21,7 +21,7 @@ from longtail.explain.backgrounds import finished_model
 from longtail.methods.concutmix import ConCutMix
 from longtail.methods.smcl import SMCL
 from longtail.mixing import erase
-from longtail.report import write_report
+from longtail.report import remaking, write_report
 from longtail.report.findings import confusions
 from longtail.report.folder import read_run
 from longtail.report.images import Shot, data_uri, edges_of, gray, visible
@@ -153,6 +153,28 @@ def test_a_run_that_ended_early_shows_a_batch_that_it_had(tmp_path: Path, monkey
     assert run.results["epochs"] == 2
     assert next(made.late_steps()).epoch == 1
     assert len(list(made.late_steps())) == 2 * made.loader.steps_per_epoch
+
+
+def test_a_run_that_mixed_long_before_its_end_shows_what_it_mixed(
+    tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last third of a run may be unmixed, and longer than the steps that are looked at one by one."""
+    own = {"mix_probability": 1.0, "mix_start": 0, "mix_stop": 1}
+    run = remade(run_config(tiny_config("cmo", tiny_npz, tmp_path / "run", method=own, optim={"epochs": 4})))
+    monkeypatch.setattr(remaking, "LOOKED_AT", 2)
+    assert [at.step for at in run.late_steps()] == [11, 10, 9, 6, 3, 0]
+    shown = show_method(run)
+    assert "of step 0" in shown.sentence
+    assert "Images are not mixed" not in shown.sentence
+
+
+def test_of_a_run_that_mixes_nothing_it_is_said(tiny_npz: Path, tmp_path: Path) -> None:
+    own = {"mix_probability": 0.0}
+    found = []
+    for method, settings in (("ce", {}), ("cmo", own)):
+        run = run_config(tiny_config(method, tiny_npz, tmp_path / method, method=settings))
+        found.append(show_method(remade(run)).sentence.split(".")[0])
+    assert found == ["Images are not mixed", "No step that mixes images was found"]
 
 
 def test_of_a_batch_in_parts_the_first_is_shown_with_the_draws_that_it_had(tiny_npz: Path, tmp_path: Path) -> None:

@@ -205,6 +205,13 @@ def build_config(values: Mapping[str, Any]) -> Config:
     for view in config.views.names.values():
         if view not in VIEWS:
             raise unknown_name("view", view, VIEWS)
+    epochs, start = config.optim.epochs, config.views.refined_start
+    if config.views.refined is not None and start >= (epochs if isinstance(start, int) else 1):
+        raise ConfigError(
+            f"views.refined_start={start} leaves none of the {epochs} epochs of optim.epochs to "
+            f"views.refined={config.views.refined}.",
+            hint="Begin it earlier, or leave views.refined out.",
+        )
     return config
 
 

@@ -23,7 +23,7 @@ from longtail.training.updating import split_up
 
 EXAMPLES = 6
 LOOKED_AT = 2000
-"""Steps that are looked at for one that mixes, from the last one back."""
+"""Steps that are looked at for one that mixes, from the last one back; before them one an epoch is."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,11 @@ class Remade:
     loader: Loader
 
     def late_steps(self) -> Iterator[Progress]:
-        """The places of the run from the last one back."""
+        """The places of the run from the last one back: each of the latest, before them the first of each epoch."""
         last = self.loader.steps_per_epoch * self.model.epochs
-        for step in range(last - 1, max(-1, last - 1 - LOOKED_AT), -1):
+        closely = max(0, last - LOOKED_AT)
+        before = (closely - 1) // self.loader.steps_per_epoch * self.loader.steps_per_epoch
+        for step in (*range(last - 1, closely - 1, -1), *range(before, -1, -self.loader.steps_per_epoch)):
             yield self.loader.progress(step)
 
     def batch(self, at: Progress, *, with_partner: bool) -> Batch:

@@ -48,7 +48,8 @@ def _views(run: Remade) -> Shown:
             name = names[run.loader.role_at(role, at.step)]
             shots.append(run.shot(view[place], name, f"The same image in the view {name}"))
         examples.append(Example(shots))
-    sentence = f"Images are not mixed. Training images, and the views made of them in the last step ({at.step})."
+    mixes = "No step that mixes images was found" if run.model.method.needs.partner else "Images are not mixed"
+    sentence = f"{mixes}. Training images, and the views made of them in the last step ({at.step})."
     return Shown(sentence, examples)
 
 

@@ -198,14 +198,8 @@ def build_loader(
     peaks: Tensor | None = None,
     own: Callable[[int], Tensor] | None = None,
 ) -> Loader:
-    """The batches of the run that ``config`` describes; raises ConfigError where ``views.refined`` never begins."""
-    optim, start = config.optim, config.views.refined_start
-    if config.views.refined is not None and start >= (optim.epochs if isinstance(start, int) else 1):
-        raise ConfigError(
-            f"views.refined_start={start} leaves none of the {optim.epochs} epochs of optim.epochs to "
-            f"views.refined={config.views.refined}.",
-            hint="Begin it earlier, or leave views.refined out.",
-        )
+    """The batches of the run that ``config`` describes."""
+    optim = config.optim
     return loader_for(train)(
         train,
         method.needs,
