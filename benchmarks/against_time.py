@@ -101,23 +101,20 @@ def picture(times: Mapping[str, Any], out: Path) -> None:
         axis.scatter([row.share] * len(percent), percent, color=color, s=18, zorder=3)
         if row not in fast:
             axis.annotate(row.name, (row.share, max(percent)), (5, 4), textcoords="offset points", fontsize=8)
-    shares, above = sorted({row.share for row in fast}), 0
-    for before, share in zip([0.0, *shares], shares, strict=False):  # below all of them, for the goal lies above
-        same = sorted((row for row in fast if row.share == share), key=lambda row: -statistics.mean(row.top1))
-        labels = [f"{row.name.removeprefix('cifar100/fast, ')}, {row.epochs}" for row in same]
-        above = above + 1 if share - before < NEAR else 0
-        lowest = (share, 100 * min(min(row.top1) for row in (fast if above else same) if row.share >= before))
+    for share in {row.share for row in fast}:  # below all of them, for the goal lies above
+        near = [row for row in fast if abs(row.share - share) < NEAR]
+        same = sorted((row for row in near if row.share == share), key=lambda row: -statistics.mean(row.top1))
+        above = sum(row.share < share for row in near)
         axis.annotate(
-            "\n".join(labels),
-            lowest,
-            (4, -8 - 11 * above),
+            "\n".join(f"{row.name.removeprefix('cifar100/fast, ')}, {row.epochs}" for row in same),
+            (share, 100 * min(min(row.top1) for row in near)),
+            (4, -8 - 12 * above),
             textcoords="offset points",
             fontsize=8,
             horizontalalignment="right",
             verticalalignment="top",
             color="tab:blue",
         )
-        above += len(same) - 1
     axis.axhline(GOAL, color="black", linewidth=0.8, linestyle="--")
     axis.annotate(
         "200 epochs of ConCutMix, its authors (best epoch)",

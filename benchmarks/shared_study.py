@@ -32,9 +32,9 @@ from longtail.settings import resolve_time
 from longtail.study import plan_study
 from longtail.study.cells import Cell
 from longtail.training.detection import digest
+from longtail.training.feeding import build_views, find_peaks
 from longtail.training.listeners import Silent
 from longtail.training.loop import train
-from longtail.training.starting import build_views, find_peaks
 from longtail.training.state import build_method
 
 LATE: dict[str, tuple[frozenset[str], str, int]] = {

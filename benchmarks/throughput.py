@@ -38,9 +38,9 @@ from longtail.data.prepare import Prepared
 from longtail.models import build_backbone
 from longtail.recipes import load_config
 from longtail.rng import generator, numpy_generator
+from longtail.training.feeding import build_views, find_peaks
 from longtail.training.listeners import Silent
 from longtail.training.loop import train
-from longtail.training.starting import build_views, find_peaks
 from longtail.training.state import build_method
 from ordinary import OrdinaryRun
 from startup import first_steps, seconds_of_help

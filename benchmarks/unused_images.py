@@ -28,7 +28,7 @@ from longtail.evaluation.metrics import per_class_accuracy
 from longtail.evaluation.scoring import Scoring
 from longtail.prediction.predict import Model
 from longtail.training.averaging import Mean, renew_statistics
-from longtail.training.starting import build_loader, build_views
+from longtail.training.feeding import build_loader, build_views
 
 SHIFTS = (-0.6, -0.5, -0.4, -0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3, 0.4)
 

@@ -25,9 +25,10 @@ from longtail.methods import METHODS
 from longtail.processes.distributed import gather_rows, job, like_first, rank, replicated
 from longtail.rng import generator
 from longtail.training.averaging import Mean, average_of, renew_statistics
+from longtail.training.feeding import build_views, find_peaks
 from longtail.training.listeners import Silent
 from longtail.training.optim import build_optimizer
-from longtail.training.starting import build_views, find_peaks, share_out
+from longtail.training.starting import share_out
 from longtail.training.state import build_method
 from longtail.training.updating import own_images, update, wants_partner
 from tiny import tiny_config

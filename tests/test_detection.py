@@ -26,9 +26,9 @@ from longtail.rng import generator, numpy_generator
 from longtail.saliency import fine_grained, mask_centers, peak
 from longtail.saliency.detectors import DETECTORS
 from longtail.training.detection import cache_folder, digest, training_peaks
+from longtail.training.feeding import build_views, find_peaks
 from longtail.training.listeners import Silent
 from longtail.training.loop import train
-from longtail.training.starting import build_views, find_peaks
 from longtail.training.state import build_method
 from pictures import picture, settings
 from tiny import COUNTS, SIZE, At, Recorder, files_of, tiny_config, write_npz

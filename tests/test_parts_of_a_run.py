@@ -19,9 +19,9 @@ from longtail.models.network import ModelSettings, Network
 from longtail.processes.sharing import Shares
 from longtail.recipes import load_config
 from longtail.rng import generator
+from longtail.training.feeding import progressive_size
 from longtail.training.loop import train
 from longtail.training.optim import build_optimizer
-from longtail.training.starting import progressive_size
 from longtail.training.state import RunState, build_method
 from longtail.training.updating import update
 from tiny import COUNTS, SIZE, Recorder, ends_as_unbroken, outcome, settings_of, tiny_config

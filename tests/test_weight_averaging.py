@@ -23,9 +23,9 @@ from longtail.rng import generator, keyed_global_rng
 from longtail.runs.rundir import RunDir
 from longtail.training.averaging import Mean, Moving, average_of, renew_statistics
 from longtail.training.faults import VARIABLE
+from longtail.training.feeding import build_views
 from longtail.training.loop import train
 from longtail.training.optim import lr_at
-from longtail.training.starting import build_views
 from longtail.training.state import build_method
 from tiny import At, ends_as_unbroken, tiny_config
 

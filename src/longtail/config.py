@@ -25,55 +25,13 @@ from longtail.models import check_backbone
 from longtail.models.network import ModelSettings
 from longtail.other_words import meant_key
 from longtail.saliency.detectors import DETECTORS
-from longtail.settings import AbsolutePath, Settings, Time, resolve_time
+from longtail.settings import AbsolutePath, Settings, leaves_none
 from longtail.training_settings import OptimSettings as OptimSettings
 from longtail.training_settings import RunSettings as RunSettings
+from longtail.training_settings import ViewSettings as ViewSettings
 
 NUMBERS_VERSION = 1
 """Raised by every change that moves numbers; rows of different versions are never averaged."""
-
-
-class ViewSettings(Settings):
-    """``views.*``: the augmentation of each role, by name, and the size of contrastive views."""
-
-    classification: str = "crop-flip"
-    """Augmentation of the view that is classified."""
-    contrastive: str = "contrastive"
-    """Augmentation of the views of a contrastive loss."""
-    contrastive_size: int | None = Field(None, ge=8)
-    """Side of those views in pixels; null is that of the images. Smaller ones cost less, with the square."""
-    progressive_size: int | None = Field(None, ge=4)
-    """Side in pixels that the network sees all images at in the first part of a run; null is theirs throughout."""
-    progressive_stop: Time = 0.5
-    """From this epoch on it sees them in full: a fraction of the run or an epoch."""
-    refined: str | None = None
-    """Augmentation of the view that is classified in the last part of a run; null is the same as before."""
-    refined_start: Time = 0.9
-    """From this epoch on: a fraction of the run or an epoch. A fraction may leave a short run no such epoch."""
-
-    @property
-    def names(self) -> dict[str, str]:
-        """The augmentation of each role, and of images as they are."""
-        names = {"classification": self.classification, "contrastive": self.contrastive, "plain": "plain"}
-        return names if self.refined is None else names | {"refined": self.refined}
-
-    def refined_from(self, epochs: int) -> int | None:
-        """The epoch from which on ``refined`` stands in for ``classification`` (start 0.9 of 200: 180), if it does."""
-        return None if self.refined is None else resolve_time(self.refined_start, epochs)
-
-    def resolved(self, epochs: int) -> dict[str, int]:
-        """The times that these views use, in epochs: ``{"refined_start": 180}``."""
-        times = {}
-        if self.progressive_size is not None:
-            times["progressive_stop"] = resolve_time(self.progressive_stop, epochs)
-        refined = self.refined_from(epochs)
-        if refined is not None and refined < epochs:
-            times["refined_start"] = refined
-        return times
-
-    def side_at(self, epoch: int, epochs: int) -> int | None:
-        """The side that images are brought to in this epoch (stop 0.5 of 40: epochs 0..19); None is their own."""
-        return self.progressive_size if epoch < resolve_time(self.progressive_stop, epochs) else None
 
 
 def _named(name: str) -> type[Settings]:
@@ -206,7 +164,7 @@ def build_config(values: Mapping[str, Any]) -> Config:
         if view not in VIEWS:
             raise unknown_name("view", view, VIEWS)
     epochs, start = config.optim.epochs, config.views.refined_start
-    if config.views.refined is not None and start >= (epochs if isinstance(start, int) else 1):
+    if config.views.refined is not None and leaves_none(start, epochs):
         raise ConfigError(
             f"views.refined_start={start} leaves none of the {epochs} epochs of optim.epochs to "
             f"views.refined={config.views.refined}.",

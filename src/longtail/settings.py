@@ -65,3 +65,12 @@ def resolve_time(time: int | float, epochs: int, *, round_up: bool = False) -> i
         return min(time, epochs)
     exact = round(time * epochs, 9)
     return min(math.ceil(exact) if round_up else math.floor(exact + 0.5), epochs)
+
+
+def leaves_none(time: int | float, epochs: int) -> bool:
+    """Whether what begins at ``time`` never begins in a run of ``epochs``.
+
+    A fraction below 1 that is rounded up to a short run's end is no mistake: the same recipe has epochs left when it is
+    longer.
+    """
+    return time >= (epochs if isinstance(time, int) else 1)

@@ -1,4 +1,4 @@
-"""The settings of the optimizer and of how a run is computed, with the options that are off by default."""
+"""The settings of the optimizer, of views and of how a run is computed, with the options that are off by default."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from longtail.settings import Settings, Time, resolve_time
+from longtail.settings import Settings, Time, leaves_none, resolve_time
 
 
 class OptimSettings(Settings):
@@ -74,8 +74,7 @@ class OptimSettings(Settings):
         epochs = info.data.get("epochs")
         if value is not None and info.data.get("ema") is not None:
             raise ValueError("and optim.ema are two averages of the weights; set one of them to null")
-        none_left = epochs is not None and value is not None and value >= (epochs if isinstance(value, int) else 1)
-        if none_left:
+        if epochs is not None and value is not None and leaves_none(value, epochs):
             raise ValueError(f"leaves none of the {epochs} epochs of optim.epochs to average")
         return value
 
@@ -112,6 +111,49 @@ class OptimSettings(Settings):
         if self.averages:
             times["swa_start"] = self.schedule_epochs
         return times
+
+
+class ViewSettings(Settings):
+    """``views.*``: the augmentation of each role, by name, and the size of contrastive views."""
+
+    classification: str = "crop-flip"
+    """Augmentation of the view that is classified."""
+    contrastive: str = "contrastive"
+    """Augmentation of the views of a contrastive loss."""
+    contrastive_size: int | None = Field(None, ge=8)
+    """Side of those views in pixels; null is that of the images. Smaller ones cost less, with the square."""
+    progressive_size: int | None = Field(None, ge=4)
+    """Side in pixels that the network sees all images at in the first part of a run; null is theirs throughout."""
+    progressive_stop: Time = 0.5
+    """From this epoch on it sees them in full: a fraction of the run or an epoch."""
+    refined: str | None = None
+    """Augmentation of the view that is classified in the last part of a run; null is the same as before."""
+    refined_start: Time = 0.9
+    """From this epoch on: a fraction of the run or an epoch. A fraction may leave a short run no such epoch."""
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The augmentation of each role, and of images as they are."""
+        names = {"classification": self.classification, "contrastive": self.contrastive, "plain": "plain"}
+        return names if self.refined is None else names | {"refined": self.refined}
+
+    def refined_from(self, epochs: int) -> int | None:
+        """The epoch from which on ``refined`` stands in for ``classification`` (start 0.9 of 200: 180), if it does."""
+        return None if self.refined is None else resolve_time(self.refined_start, epochs)
+
+    def resolved(self, epochs: int) -> dict[str, int]:
+        """The times that these views use, in epochs: ``{"refined_start": 180}``."""
+        times = {}
+        if self.progressive_size is not None:
+            times["progressive_stop"] = resolve_time(self.progressive_stop, epochs)
+        refined = self.refined_from(epochs)
+        if refined is not None and refined < epochs:
+            times["refined_start"] = refined
+        return times
+
+    def side_at(self, epoch: int, epochs: int) -> int | None:
+        """The side that images are brought to in this epoch (stop 0.5 of 40: epochs 0..19); None is their own."""
+        return self.progressive_size if epoch < resolve_time(self.progressive_stop, epochs) else None
 
 
 TrackerName = Literal["tensorboard", "wandb", "mlflow"]

@@ -57,7 +57,7 @@ class Loader:
 
     def role_at(self, role: str, step: int) -> str:
         """The role whose view is made for ``role`` in this step."""
-        refines = self.refined_from is not None and step // self.steps_per_epoch >= self.refined_from
+        refines = self.refined_from is not None and self.progress(step).epoch >= self.refined_from
         return "refined" if refines and role == "classification" else role
 
     def plan(self, epoch: int) -> tuple[list[Tensor], list[Tensor]]:

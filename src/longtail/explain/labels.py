@@ -18,7 +18,7 @@ from longtail.methods.concutmix import ConCutMix
 from longtail.methods.mixings import soft_target
 from longtail.mixing import Confidence, moved_labels, rectification_confidence, semantic_labels
 from longtail.prediction.predict import Model
-from longtail.training.starting import build_loader, build_views
+from longtail.training.feeding import build_loader, build_views
 from longtail.training.updating import places, split_up, wants_partner
 
 

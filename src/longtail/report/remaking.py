@@ -17,8 +17,8 @@ from longtail.prediction.predict import Model
 from longtail.report.folder import GROUPS, ClassRow
 from longtail.report.images import Edges, Shot, visible
 from longtail.training.detection import digest
+from longtail.training.feeding import build_loader, build_views, find_peaks
 from longtail.training.listeners import Silent
-from longtail.training.starting import build_loader, build_views, find_peaks
 from longtail.training.updating import split_up
 
 EXAMPLES = 6

@@ -27,15 +27,12 @@ from longtail.training.averaging import Average, average_of
 from longtail.training.description import describe_run
 from longtail.training.detection import digest
 from longtail.training.faults import Fault, planned_faults
+from longtail.training.feeding import build_loader, build_views, find_peaks, progressive_size
 from longtail.training.listeners import Listener
 from longtail.training.optim import build_optimizer
 from longtail.training.starting import (
-    build_loader,
-    build_views,
-    find_peaks,
     pin_threads,
     planned_passes,
-    progressive_size,
     refuse_choice_without_val,
     refuse_other_images,
     share_out,
